@@ -1,0 +1,62 @@
+# One virtual environment, .venv, serves every target; each target makes it first where it is missing or old.
+PYTHON ?= python3.11
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.made-from-lock
+BUF    := node_modules/.bin/buf
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo up test lint format bench proto proto-check lock clean
+
+help: ## Show this help
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+setup: $(STAMP) ## Make .venv with everything (servers, client, models, tools)
+
+$(STAMP): requirements.lock pyproject.toml
+	@command -v $(PYTHON) >/dev/null || { echo "Python 3.11 is needed: set PYTHON=/path/to/python3.11"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch $@
+
+demo: $(STAMP) ## Start a real cluster, load real text, answer real questions, stop
+	$(BIN)/python -m loadtest.demo
+
+up: $(STAMP) ## Start a cluster and leave it running until Ctrl-C
+	$(BIN)/vectorfleet up
+
+test: $(STAMP) ## Run every test
+	$(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)
+
+lint: $(STAMP) proto-check ## Check style, types and the contract
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(STAMP) ## Format the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(STAMP) ## Measure recall, speed and memory against bare FAISS
+	$(BIN)/python -m loadtest.bench $(ARGS)
+
+proto: $(STAMP) ## Regenerate vectorfleet/v1 and vectorfleet/internal from protos/
+	$(BIN)/python protos/generate.py
+
+proto-check: $(STAMP) $(BUF) ## Check that the contract is clean, compatible, and that its code is current
+	$(BUF) lint protos
+	$(BUF) format protos --diff --exit-code
+	$(BUF) breaking protos --against protos/baseline.binpb
+	$(BIN)/python protos/generate.py --check
+
+$(BUF): package.json package-lock.json
+	npm ci --silent --no-audit --no-fund
+	@touch $@
+
+lock: ## Renew requirements.lock from pyproject.toml
+	$(BIN)/pip-compile --quiet --strip-extras --no-emit-index-url --no-emit-find-links --no-annotate \
+	  --extra local --extra embed --extra parquet --group dev --output-file requirements.lock pyproject.toml
+
+clean: ## Remove what the targets made
+	rm -rf $(VENV) node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,230 @@
+"""What can go wrong, said once for both ends of the wire.
+
+    VectorfleetError
+    ├── InvalidRequest            INVALID_ARGUMENT      the request is at fault; `field` names where
+    ├── NotFound                  NOT_FOUND
+    ├── AlreadyExists             ALREADY_EXISTS
+    ├── FailedPrecondition        FAILED_PRECONDITION   the system must change first
+    ├── ResourceExhausted         RESOURCE_EXHAUSTED    a limit or a full queue
+    ├── Unavailable               UNAVAILABLE           the only one that is retried
+    ├── DeadlineExceeded          DEADLINE_EXCEEDED
+    ├── DataLoss                  DATA_LOSS
+    └── InternalError             INTERNAL              a defect of vectorfleet
+
+Servers raise these; `to_status` turns them into `google.rpc.Status` with `ErrorInfo {reason, domain}` (and `BadRequest`
+where a field is at fault); `from_rpc_error` turns what a channel raises back into the same class with the same reason. So
+a caller catches the class and reads `reason`, which is one of `REASONS`: the table that docs/errors.md shows (a test
+holds the two equal). Messages are for people and may change.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Final
+
+import grpc
+from google.protobuf import any_pb2
+from google.rpc import error_details_pb2, status_pb2
+
+DOMAIN: Final = "vectorfleet"
+_DETAILS_KEY: Final = "grpc-status-details-bin"
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """One row of the error table: which code a reason travels under, what it means, what the caller does."""
+
+    code: grpc.StatusCode
+    meaning: str
+    action: str
+
+
+_C = grpc.StatusCode
+REASONS: Final[dict[str, Reason]] = {
+    "INVALID_FIELD": Reason(_C.INVALID_ARGUMENT, "A field is missing or out of range; the message names it.", "Correct the field."),
+    "INVALID_ID": Reason(_C.INVALID_ARGUMENT, "A point id is empty, longer than 256 bytes or not valid UTF-8.", "Correct the id."),
+    "WRONG_DIMENSION": Reason(_C.INVALID_ARGUMENT, "A vector has another dimension than the collection.", "Send dim float32 values."),
+    "NOT_FINITE": Reason(_C.INVALID_ARGUMENT, "A vector holds NaN or infinity.", "Correct the vector."),
+    "ZERO_VECTOR": Reason(_C.INVALID_ARGUMENT, "A zero vector has no direction, which COSINE needs.", "Leave it out."),
+    "INVALID_PAYLOAD": Reason(_C.INVALID_ARGUMENT, "A payload is not a JSON object in UTF-8.", "Send a JSON object."),
+    "PAYLOAD_TOO_LARGE": Reason(_C.INVALID_ARGUMENT, "A payload is over 64 KiB.", "Keep large data elsewhere and store its address."),
+    "COLLECTION_NOT_FOUND": Reason(_C.NOT_FOUND, "No collection has this name.", "Create it, or correct the name."),
+    "COLLECTION_EXISTS": Reason(_C.ALREADY_EXISTS, "A collection of this name exists.", "Use it, or take another name."),
+    "NO_EMBEDDING_MODEL": Reason(_C.FAILED_PRECONDITION, "Text was sent to a collection that names no embedding model.", "Send vectors, or create the collection with embedding_model."),
+    "EMBEDDING_NOT_INSTALLED": Reason(_C.FAILED_PRECONDITION, "The router lacks sentence-transformers.", "On the router: pip install 'vectorfleet[embed]'."),
+    "EMBEDDING_MODEL_UNAVAILABLE": Reason(_C.FAILED_PRECONDITION, "The embedding model cannot be loaded.", "Correct the path or name; see the message."),
+    "STALE_SHARD_MAP": Reason(_C.UNAVAILABLE, "The shard map changed while the call ran.", "Retry."),
+    "SHARD_UNAVAILABLE": Reason(_C.UNAVAILABLE, "A shard that the call needs cannot be reached.", "Retry; writes are idempotent."),
+    "TOO_FEW_SHARDS": Reason(_C.UNAVAILABLE, "Fewer shards answered than min_coverage asks for.", "Retry, or accept less coverage."),
+    "NO_NODES": Reason(_C.UNAVAILABLE, "No shard server is registered.", "Start one, then retry."),
+    "COORDINATOR_UNAVAILABLE": Reason(_C.UNAVAILABLE, "etcd cannot be reached; searches and writes go on.", "Retry once etcd is back."),
+    "SHUTTING_DOWN": Reason(_C.UNAVAILABLE, "The process is stopping.", "Retry: another process answers."),
+    "UNREACHABLE": Reason(_C.UNAVAILABLE, "The server cannot be reached at all.", "Check the address and that it runs; retry."),
+    "OVERLOADED": Reason(_C.RESOURCE_EXHAUSTED, "A queue is full.", "Slow down; retry later."),
+    "MESSAGE_TOO_LARGE": Reason(_C.RESOURCE_EXHAUSTED, "A message passes 64 MiB.", "Split the call."),
+    "RESPONSE_TOO_LARGE": Reason(_C.RESOURCE_EXHAUSTED, "The answer would pass 64 MiB.", "Ask for fewer queries, hits, vectors or payloads."),
+    "DISK_FULL": Reason(_C.RESOURCE_EXHAUSTED, "A node has no disk space left for writes.", "Free or add disk; then retry."),
+    "DEADLINE_EXCEEDED": Reason(_C.DEADLINE_EXCEEDED, "The deadline passed; a write may have happened.", "Allow more time; retry."),
+    "DATA_LOSS": Reason(_C.DATA_LOSS, "A replica's files are damaged; it is out of service.", "Restore the replica; the message names the file."),
+    "UNIMPLEMENTED": Reason(_C.UNIMPLEMENTED, "The server does not know this method.", "Upgrade the server."),
+    "CANCELLED": Reason(_C.CANCELLED, "The caller cancelled the call.", "Nothing."),
+    "INTERNAL": Reason(_C.INTERNAL, "A defect of vectorfleet.", "Report it with the server's log."),
+}
+
+
+class VectorfleetError(Exception):
+    """The root of all that vectorfleet raises.
+
+    Attributes:
+        reason: one of `REASONS`; stable, for programs.
+        message: for people.
+        field: the path of the request field at fault (`queries[3].vector`), or "".
+        retryable: whether the same call may succeed later without a change.
+    """
+
+    default_reason: ClassVar[str] = "INTERNAL"
+    retryable: ClassVar[bool] = False
+
+    def __init__(self, message: str, *, reason: str | None = None, field: str = "") -> None:
+        self.reason = reason or self.default_reason
+        self.message = message
+        self.field = field
+        super().__init__(message)
+
+    @property
+    def code(self) -> grpc.StatusCode:
+        """The gRPC code that `reason` travels under."""
+        return REASONS[self.reason].code
+
+    def __str__(self) -> str:
+        where = f" (field {self.field})" if self.field else ""
+        return f"{self.reason}: {self.message}{where}"
+
+
+class InvalidRequest(VectorfleetError):
+    """The request itself is at fault; `field` says where."""
+
+    default_reason = "INVALID_FIELD"
+
+
+class NotFound(VectorfleetError):
+    """What the request names does not exist."""
+
+    default_reason = "COLLECTION_NOT_FOUND"
+
+
+class AlreadyExists(VectorfleetError):
+    """What the request would create exists."""
+
+    default_reason = "COLLECTION_EXISTS"
+
+
+class FailedPrecondition(VectorfleetError):
+    """The request is sound, but the system must change before it can be met."""
+
+    default_reason = "NO_EMBEDDING_MODEL"
+
+
+class ResourceExhausted(VectorfleetError):
+    """A limit was met: a full queue, a full disk, a message over its size."""
+
+    default_reason = "OVERLOADED"
+
+
+class Unavailable(VectorfleetError):
+    """A part of the cluster is away for the moment: retry with backoff."""
+
+    default_reason = "SHARD_UNAVAILABLE"
+    retryable = True
+
+
+class DeadlineExceeded(VectorfleetError):
+    """The caller's time ran out. A write may have happened."""
+
+    default_reason = "DEADLINE_EXCEEDED"
+
+
+class DataLoss(VectorfleetError):
+    """Files of a replica are damaged."""
+
+    default_reason = "DATA_LOSS"
+
+
+class InternalError(VectorfleetError):
+    """A defect of vectorfleet, or a server that is not one."""
+
+    default_reason = "INTERNAL"
+
+
+_CLASS_BY_CODE: Final[dict[grpc.StatusCode, type[VectorfleetError]]] = {
+    _C.INVALID_ARGUMENT: InvalidRequest,
+    _C.NOT_FOUND: NotFound,
+    _C.ALREADY_EXISTS: AlreadyExists,
+    _C.FAILED_PRECONDITION: FailedPrecondition,
+    _C.RESOURCE_EXHAUSTED: ResourceExhausted,
+    _C.UNAVAILABLE: Unavailable,
+    _C.DEADLINE_EXCEEDED: DeadlineExceeded,
+    _C.DATA_LOSS: DataLoss,
+}
+_REASON_WITHOUT_DETAILS: Final[dict[grpc.StatusCode, str]] = {
+    # What gRPC itself raises, before any server of ours has spoken.
+    _C.UNAVAILABLE: "UNREACHABLE",
+    _C.DEADLINE_EXCEEDED: "DEADLINE_EXCEEDED",
+    _C.RESOURCE_EXHAUSTED: "MESSAGE_TOO_LARGE",
+    _C.UNIMPLEMENTED: "UNIMPLEMENTED",
+    _C.CANCELLED: "CANCELLED",
+}
+_CODE_BY_NUMBER: Final = {code.value[0]: code for code in grpc.StatusCode}
+
+
+def error_for(reason: str, message: str, *, field: str = "") -> VectorfleetError:
+    """Makes the exception of the class that `reason` belongs to; an unknown reason becomes `InternalError`."""
+    row = REASONS.get(reason)
+    if row is None:
+        return InternalError(f"{reason}: {message}")
+    return _CLASS_BY_CODE.get(row.code, InternalError)(message, reason=reason, field=field)
+
+
+def to_status(error: VectorfleetError) -> status_pb2.Status:
+    """Renders an error as `google.rpc.Status` with its machine-readable details."""
+    details = []
+    info = any_pb2.Any()
+    info.Pack(error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN))
+    details.append(info)
+    if error.field:
+        violation = error_details_pb2.BadRequest.FieldViolation(field=error.field, description=error.message)
+        bad_request = any_pb2.Any()
+        bad_request.Pack(error_details_pb2.BadRequest(field_violations=[violation]))
+        details.append(bad_request)
+    return status_pb2.Status(code=error.code.value[0], message=error.message, details=details)
+
+
+def trailing_metadata(error: VectorfleetError) -> tuple[tuple[str, bytes], ...]:
+    """The trailing metadata under which gRPC carries a rich status; give it to `context.abort`."""
+    return ((_DETAILS_KEY, to_status(error).SerializeToString()),)
+
+
+def from_status(status: status_pb2.Status) -> VectorfleetError:
+    """Reads a `google.rpc.Status` back into the exception that made it."""
+    code = _CODE_BY_NUMBER.get(status.code, grpc.StatusCode.UNKNOWN)
+    reason = _REASON_WITHOUT_DETAILS.get(code, "INTERNAL")
+    field = ""
+    for detail in status.details:
+        info = error_details_pb2.ErrorInfo()
+        bad_request = error_details_pb2.BadRequest()
+        if detail.Unpack(info) and info.domain == DOMAIN and info.reason in REASONS:
+            reason = info.reason
+        elif detail.Unpack(bad_request) and bad_request.field_violations:
+            field = bad_request.field_violations[0].field
+    return _CLASS_BY_CODE.get(code, InternalError)(status.message, reason=reason, field=field)
+
+
+def from_rpc_error(error: grpc.RpcError) -> VectorfleetError:
+    """Maps what a gRPC channel raised, sync or asyncio, to the exception tree."""
+    code = error.code() if hasattr(error, "code") else grpc.StatusCode.UNKNOWN
+    message = (error.details() if hasattr(error, "details") else None) or str(error)
+    metadata = (error.trailing_metadata() if hasattr(error, "trailing_metadata") else None) or ()
+    for key, value in metadata:
+        if key == _DETAILS_KEY:
+            return from_status(status_pb2.Status.FromString(value))
+    return from_status(status_pb2.Status(code=code.value[0], message=message))

@@ -1,0 +1,1 @@
+"""Generated from protos/vectorfleet/internal: do not edit."""

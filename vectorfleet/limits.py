@@ -1,0 +1,53 @@
+"""Every limit of the contract, named once, with the relations that must hold between them.
+
+Clients, routers and shard servers read the same constants. The module checks itself when it is imported: a limit that
+contradicts another stops the program at start, not a request in production. Units stand last in a name.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+DIM_MAX: Final = 4096
+K_MAX: Final = 10_000
+K_DEFAULT: Final = 10
+QUERIES_MAX: Final = 1024
+POINTS_PER_CALL_MAX: Final = 10_000
+ID_BYTES_MAX: Final = 256
+PAYLOAD_BYTES_MAX: Final = 64 * 1024
+TEXT_BYTES_MAX: Final = 60 * 1024
+COLLECTION_NAME_CHARS_MAX: Final = 128
+SHARDS_MAX: Final = 1024
+REPLICAS_MAX: Final = 1
+NPROBE_MAX: Final = 65_536
+NLIST_MAX: Final = 65_536
+OVERSAMPLE_MAX: Final = 1000.0
+OVERSAMPLE_DEFAULT: Final = 10.0
+CANDIDATES_MAX: Final = 100_000
+"""Candidates a query that one shard compares on raw vectors: k × oversample is cut to this."""
+TRAIN_POINTS_MIN: Final = 256
+TRAIN_POINTS_MAX: Final = 10_000_000
+TRAIN_POINTS_DEFAULT: Final = 10_000
+SCROLL_PAGE_DEFAULT: Final = 100
+SCROLL_PAGE_MAX: Final = 10_000
+LIST_PAGE_MAX: Final = 1000
+
+CALL_BYTES_MAX: Final = 64 * 1024 * 1024
+"""Bytes of points, or of hits, that one public call carries."""
+MESSAGE_BYTES_MAX: Final = CALL_BYTES_MAX + 4 * 1024 * 1024
+"""gRPC's own limit on one message, set on both sides of every hop: a full call with its framing."""
+
+STREAM_INFLIGHT_MAX: Final = 32
+"""Requests of one stream that a router works on at once; the rest wait in gRPC's flow control."""
+SEARCH_TIMEOUT_DEFAULT_S: Final = 10.0
+"""Deadline of a search whose caller gave none."""
+CALL_TIMEOUT_DEFAULT_S: Final = 30.0
+"""Deadline of any other call whose caller gave none."""
+
+assert K_DEFAULT <= K_MAX <= CANDIDATES_MAX
+assert POINTS_PER_CALL_MAX >= K_MAX, "the hits of one query must be fetchable by one Get"
+assert TEXT_BYTES_MAX < PAYLOAD_BYTES_MAX, "a text is kept in the payload"
+assert QUERIES_MAX * DIM_MAX * 4 <= CALL_BYTES_MAX, "a full batch of the widest queries must fit a call"
+assert CALL_BYTES_MAX < MESSAGE_BYTES_MAX < 2**31
+assert TRAIN_POINTS_MIN <= TRAIN_POINTS_DEFAULT <= TRAIN_POINTS_MAX
+assert SCROLL_PAGE_DEFAULT <= SCROLL_PAGE_MAX

@@ -1,0 +1,1 @@
+"""Generated from protos/vectorfleet/v1: do not edit."""
