@@ -24,7 +24,10 @@ def generate(destination: Path) -> None:
     """Writes the generated tree below `destination`."""
     sources = sorted(str(path.relative_to(ROOT)) for path in ROOT.rglob("*.proto"))
     well_known = str(importlib.resources.files("grpc_tools") / "_proto")
-    plugins = [f"--plugin=protoc-gen-{name}={Path(sys.executable).parent / f'protoc-gen-{name}'}" for name in ("mypy", "mypy_grpc")]
+    plugins = [
+        f"--plugin=protoc-gen-{name}={Path(sys.executable).parent / f'protoc-gen-{name}'}"
+        for name in ("mypy", "mypy_grpc")
+    ]
     arguments = [
         "protoc",
         f"-I{ROOT}",
@@ -35,25 +38,48 @@ def generate(destination: Path) -> None:
         *sources,
     ]
     services = [source for source in sources if source.endswith("_service.proto")]
-    with_grpc = ["protoc", f"-I{ROOT}", f"-I{well_known}", *plugins, f"--grpc_python_out={destination}", f"--mypy_grpc_out=quiet:{destination}", *services]
+    with_grpc = [
+        "protoc",
+        f"-I{ROOT}",
+        f"-I{well_known}",
+        *plugins,
+        f"--grpc_python_out={destination}",
+        f"--mypy_grpc_out=quiet:{destination}",
+        *services,
+    ]
     for command in (arguments, with_grpc):
         if protoc.main(command) != 0:
             raise SystemExit("protoc failed")
     for package in PACKAGES:
         for folder in [destination / package, *(path for path in (destination / package).rglob("*") if path.is_dir())]:
-            (folder / "__init__.py").write_text(f'"""Generated from protos/{folder.relative_to(destination)}: do not edit."""\n')
+            (folder / "__init__.py").write_text(
+                f'"""Generated from protos/{folder.relative_to(destination)}: do not edit."""\n'
+            )
 
 
 def differing(left: Path, right: Path) -> list[str]:
     """Names the files below two folders that differ or stand in one of them alone."""
-    names = {str(path.relative_to(side)) for side in (left, right) for path in side.rglob("*") if path.is_file() and "__pycache__" not in path.parts}
-    return sorted(name for name in names if not (left / name).exists() or not (right / name).exists() or not filecmp.cmp(left / name, right / name, shallow=False))
+    names = {
+        str(path.relative_to(side))
+        for side in (left, right)
+        for path in side.rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    return sorted(
+        name
+        for name in names
+        if not (left / name).exists()
+        or not (right / name).exists()
+        or not filecmp.cmp(left / name, right / name, shallow=False)
+    )
 
 
 def main() -> None:
     """Regenerates, or checks."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="change nothing; fail where the committed code is not current")
+    parser.add_argument(
+        "--check", action="store_true", help="change nothing; fail where the committed code is not current"
+    )
     check = parser.parse_args().check
     with tempfile.TemporaryDirectory() as scratch:
         fresh = Path(scratch)

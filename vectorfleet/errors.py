@@ -41,31 +41,69 @@ class Reason:
 
 _C = grpc.StatusCode
 REASONS: Final[dict[str, Reason]] = {
-    "INVALID_FIELD": Reason(_C.INVALID_ARGUMENT, "A field is missing or out of range; the message names it.", "Correct the field."),
-    "INVALID_ID": Reason(_C.INVALID_ARGUMENT, "A point id is empty, longer than 256 bytes or not valid UTF-8.", "Correct the id."),
-    "WRONG_DIMENSION": Reason(_C.INVALID_ARGUMENT, "A vector has another dimension than the collection.", "Send dim float32 values."),
+    "INVALID_FIELD": Reason(
+        _C.INVALID_ARGUMENT, "A field is missing or out of range; the message names it.", "Correct the field."
+    ),
+    "INVALID_ID": Reason(
+        _C.INVALID_ARGUMENT, "A point id is empty, longer than 256 bytes or not valid UTF-8.", "Correct the id."
+    ),
+    "WRONG_DIMENSION": Reason(
+        _C.INVALID_ARGUMENT, "A vector has another dimension than the collection.", "Send dim float32 values."
+    ),
     "NOT_FINITE": Reason(_C.INVALID_ARGUMENT, "A vector holds NaN or infinity.", "Correct the vector."),
     "ZERO_VECTOR": Reason(_C.INVALID_ARGUMENT, "A zero vector has no direction, which COSINE needs.", "Leave it out."),
     "INVALID_PAYLOAD": Reason(_C.INVALID_ARGUMENT, "A payload is not a JSON object in UTF-8.", "Send a JSON object."),
-    "PAYLOAD_TOO_LARGE": Reason(_C.INVALID_ARGUMENT, "A payload is over 64 KiB.", "Keep large data elsewhere and store its address."),
+    "PAYLOAD_TOO_LARGE": Reason(
+        _C.INVALID_ARGUMENT, "A payload is over 64 KiB.", "Keep large data elsewhere and store its address."
+    ),
     "COLLECTION_NOT_FOUND": Reason(_C.NOT_FOUND, "No collection has this name.", "Create it, or correct the name."),
-    "COLLECTION_EXISTS": Reason(_C.ALREADY_EXISTS, "A collection of this name exists.", "Use it, or take another name."),
-    "NO_EMBEDDING_MODEL": Reason(_C.FAILED_PRECONDITION, "Text was sent to a collection that names no embedding model.", "Send vectors, or create the collection with embedding_model."),
-    "EMBEDDING_NOT_INSTALLED": Reason(_C.FAILED_PRECONDITION, "The router lacks sentence-transformers.", "On the router: pip install 'vectorfleet[embed]'."),
-    "EMBEDDING_MODEL_UNAVAILABLE": Reason(_C.FAILED_PRECONDITION, "The embedding model cannot be loaded.", "Correct the path or name; see the message."),
+    "COLLECTION_EXISTS": Reason(
+        _C.ALREADY_EXISTS, "A collection of this name exists.", "Use it, or take another name."
+    ),
+    "NO_EMBEDDING_MODEL": Reason(
+        _C.FAILED_PRECONDITION,
+        "Text was sent to a collection that names no embedding model.",
+        "Send vectors, or create the collection with embedding_model.",
+    ),
+    "EMBEDDING_NOT_INSTALLED": Reason(
+        _C.FAILED_PRECONDITION,
+        "The router lacks sentence-transformers.",
+        "On the router: pip install 'vectorfleet[embed]'.",
+    ),
+    "EMBEDDING_MODEL_UNAVAILABLE": Reason(
+        _C.FAILED_PRECONDITION, "The embedding model cannot be loaded.", "Correct the path or name; see the message."
+    ),
     "STALE_SHARD_MAP": Reason(_C.UNAVAILABLE, "The shard map changed while the call ran.", "Retry."),
-    "SHARD_UNAVAILABLE": Reason(_C.UNAVAILABLE, "A shard that the call needs cannot be reached.", "Retry; writes are idempotent."),
-    "TOO_FEW_SHARDS": Reason(_C.UNAVAILABLE, "Fewer shards answered than min_coverage asks for.", "Retry, or accept less coverage."),
+    "SHARD_UNAVAILABLE": Reason(
+        _C.UNAVAILABLE, "A shard that the call needs cannot be reached.", "Retry; writes are idempotent."
+    ),
+    "TOO_FEW_SHARDS": Reason(
+        _C.UNAVAILABLE, "Fewer shards answered than min_coverage asks for.", "Retry, or accept less coverage."
+    ),
     "NO_NODES": Reason(_C.UNAVAILABLE, "No shard server is registered.", "Start one, then retry."),
-    "COORDINATOR_UNAVAILABLE": Reason(_C.UNAVAILABLE, "etcd cannot be reached; searches and writes go on.", "Retry once etcd is back."),
+    "COORDINATOR_UNAVAILABLE": Reason(
+        _C.UNAVAILABLE, "etcd cannot be reached; searches and writes go on.", "Retry once etcd is back."
+    ),
     "SHUTTING_DOWN": Reason(_C.UNAVAILABLE, "The process is stopping.", "Retry: another process answers."),
-    "UNREACHABLE": Reason(_C.UNAVAILABLE, "The server cannot be reached at all.", "Check the address and that it runs; retry."),
+    "UNREACHABLE": Reason(
+        _C.UNAVAILABLE, "The server cannot be reached at all.", "Check the address and that it runs; retry."
+    ),
     "OVERLOADED": Reason(_C.RESOURCE_EXHAUSTED, "A queue is full.", "Slow down; retry later."),
     "MESSAGE_TOO_LARGE": Reason(_C.RESOURCE_EXHAUSTED, "A message passes 64 MiB.", "Split the call."),
-    "RESPONSE_TOO_LARGE": Reason(_C.RESOURCE_EXHAUSTED, "The answer would pass 64 MiB.", "Ask for fewer queries, hits, vectors or payloads."),
-    "DISK_FULL": Reason(_C.RESOURCE_EXHAUSTED, "A node has no disk space left for writes.", "Free or add disk; then retry."),
-    "DEADLINE_EXCEEDED": Reason(_C.DEADLINE_EXCEEDED, "The deadline passed; a write may have happened.", "Allow more time; retry."),
-    "DATA_LOSS": Reason(_C.DATA_LOSS, "A replica's files are damaged; it is out of service.", "Restore the replica; the message names the file."),
+    "RESPONSE_TOO_LARGE": Reason(
+        _C.RESOURCE_EXHAUSTED, "The answer would pass 64 MiB.", "Ask for fewer queries, hits, vectors or payloads."
+    ),
+    "DISK_FULL": Reason(
+        _C.RESOURCE_EXHAUSTED, "A node has no disk space left for writes.", "Free or add disk; then retry."
+    ),
+    "DEADLINE_EXCEEDED": Reason(
+        _C.DEADLINE_EXCEEDED, "The deadline passed; a write may have happened.", "Allow more time; retry."
+    ),
+    "DATA_LOSS": Reason(
+        _C.DATA_LOSS,
+        "A replica's files are damaged; it is out of service.",
+        "Restore the replica; the message names the file.",
+    ),
     "UNIMPLEMENTED": Reason(_C.UNIMPLEMENTED, "The server does not know this method.", "Upgrade the server."),
     "CANCELLED": Reason(_C.CANCELLED, "The caller cancelled the call.", "Nothing."),
     "INTERNAL": Reason(_C.INTERNAL, "A defect of vectorfleet.", "Report it with the server's log."),

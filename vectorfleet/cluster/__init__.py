@@ -1,0 +1,1 @@
+"""Who is there and who owns what: placement, the shard map, and the coordinator that keeps it (etcd)."""
