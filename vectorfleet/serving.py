@@ -1,0 +1,228 @@
+"""What router and shard server have in common as gRPC servers: errors on the wire, deadlines, health, reflection.
+
+`new_server` makes a server that maps every exception to the error table, `LiveReadyHealth` answers grpc.health.v1 with
+*live* apart from *ready*, `remaining_s` reads a caller's deadline. Knows nothing of what is served. Needs the `server`
+extra; a client never imports it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from typing import Any, Final, NoReturn
+
+import grpc
+from google.protobuf.message import DecodeError
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from vectorfleet import errors, malformed
+from vectorfleet.rpc_options import CHANNEL_OPTIONS, SERVER_OPTIONS
+
+__all__ = ["CHANNEL_OPTIONS", "SERVER_OPTIONS", "LiveReadyHealth", "RpcErrors", "new_server", "remaining_s"]
+
+LIVENESS: Final = "liveness"
+READINESS: Final = "readiness"
+_MESSAGE_BYTES_MAX: Final = 900
+"""A status travels in HTTP/2 trailers, limited to 8 KiB: percent-encoded once, and twice within the details."""
+
+_log = logging.getLogger(__name__)
+
+
+def new_server(interceptors: Sequence[grpc.aio.ServerInterceptor] = ()) -> grpc.aio.Server:
+    """Makes a server with our limits that turns every exception of its handlers into the error table's status.
+
+    Args:
+        interceptors: further ones; they run inside the mapping, so that what they raise is mapped too.
+    """
+    return grpc.aio.server(options=list(SERVER_OPTIONS), interceptors=[RpcErrors(), *interceptors])
+
+
+def remaining_s(context: grpc.aio.ServicerContext[Any, Any], default_s: float) -> float:
+    """Returns the seconds that the caller still waits: `default_s` where it set no deadline; never negative."""
+    remaining: float | None = context.time_remaining()
+    return default_s if remaining is None else max(0.0, remaining)
+
+
+class RpcErrors(grpc.aio.ServerInterceptor):
+    """Maps what handlers raise, and requests that do not parse, to rich statuses. Handlers just raise.
+
+    `VectorfleetError` keeps its reason; what a channel to a peer raised is read back into one; `TimeoutError` becomes
+    DEADLINE_EXCEEDED; anything else is logged with its traceback and becomes INTERNAL, without details for strangers.
+    """
+
+    async def intercept_service(  # type: ignore[override]
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any]]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler[Any, Any] | None:
+        """Wraps the handler of one call."""
+        handler: Any = await continuation(handler_call_details)
+        if handler is None:
+            return None  # gRPC answers UNIMPLEMENTED
+        method = handler_call_details.method
+        changes: dict[str, Any] = {"request_deserializer": _lenient(handler.request_deserializer)}
+        for kind in ("unary_unary", "stream_unary"):
+            if getattr(handler, kind) is not None:
+                changes[kind] = _guarded(getattr(handler, kind), method)
+        for kind in ("unary_stream", "stream_stream"):
+            if getattr(handler, kind) is not None:
+                changes[kind] = _guarded_stream(getattr(handler, kind), method)
+        wrapped: grpc.RpcMethodHandler[Any, Any] = handler._replace(**changes)
+        return wrapped
+
+
+class LiveReadyHealth(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
+    """grpc.health.v1: "liveness" is SERVING while the process answers; all other names only while it is ready.
+
+    A process that is live but not ready must not be restarted, only left out of traffic.
+    """
+
+    def __init__(self) -> None:
+        self._ready = False
+        self._stopping = False
+        self._services: frozenset[str] = frozenset()
+        self._changed = asyncio.Event()
+
+    def install(self, server: grpc.aio.Server, services: Iterable[str]) -> None:
+        """Adds health and reflection to a server.
+
+        Args:
+            server: not started yet.
+            services: full names of the services that it serves; health knows them and reflection lists them.
+        """
+        names = (*services, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name)
+        self._services = frozenset(("", READINESS, *names))
+        health_pb2_grpc.add_HealthServicer_to_server(self, server)
+        reflection.enable_server_reflection((*names, reflection.SERVICE_NAME), server)
+
+    @property
+    def ready(self) -> bool:
+        """Whether this process takes traffic."""
+        return self._ready
+
+    def set_ready(self, ready: bool) -> None:
+        """Says whether this process takes traffic."""
+        self._ready = ready
+        self._wake()
+
+    def stop(self) -> None:
+        """Not ready any more, and ends all watches, so that they do not hold up a graceful stop."""
+        self._stopping = True
+        self.set_ready(False)
+
+    async def Check(  # noqa: N802
+        self, request: health_pb2.HealthCheckRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> health_pb2.HealthCheckResponse:
+        """Answers for one service; NOT_FOUND where it is unknown, as grpc.health.v1 asks."""
+        status = self._status(request.service)
+        if status == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN:
+            await context.abort(grpc.StatusCode.NOT_FOUND, f"no service {request.service!r} here")
+        return health_pb2.HealthCheckResponse(status=status)
+
+    async def Watch(  # noqa: N802
+        self, request: health_pb2.HealthCheckRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> AsyncIterator[health_pb2.HealthCheckResponse]:
+        """Streams the status of one service whenever it changes."""
+        last = None
+        while True:
+            changed = self._changed
+            status = self._status(request.service)
+            if status != last:
+                yield health_pb2.HealthCheckResponse(status=status)
+                last = status
+            if self._stopping:
+                return
+            await changed.wait()
+
+    def _status(self, service: str) -> int:
+        statuses = health_pb2.HealthCheckResponse
+        if service == LIVENESS:
+            return int(statuses.SERVING)
+        if service not in self._services:
+            return int(statuses.SERVICE_UNKNOWN)
+        return int(statuses.SERVING if self._ready else statuses.NOT_SERVING)
+
+    def _wake(self) -> None:
+        # A fresh event for those who come later; everyone who waits holds the old one.
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+
+async def _abort(context: grpc.aio.ServicerContext[Any, Any], error: errors.VectorfleetError) -> NoReturn:
+    message = error.message.encode()
+    if len(message) > _MESSAGE_BYTES_MAX:
+        short = message[:_MESSAGE_BYTES_MAX].decode(errors="ignore") + "…"
+        error = errors.error_for(error.reason, short, field=error.field)
+    await context.abort(error.code, error.message, trailing_metadata=errors.trailing_metadata(error))
+    raise AssertionError("abort raises")
+
+
+def _as_vectorfleet_error(error: Exception, method: str) -> errors.VectorfleetError:
+    if isinstance(error, errors.VectorfleetError):
+        return error
+    if isinstance(error, grpc.RpcError):
+        return errors.from_rpc_error(error)
+    if isinstance(error, TimeoutError):
+        return errors.DeadlineExceeded("the deadline passed")
+    _log.error("%s failed", method, exc_info=error)
+    return errors.InternalError(f"{type(error).__name__} in {method}; the server's log says more")
+
+
+class _Malformed:
+    """Stands in for a request that did not parse, until a handler's guard can answer for it."""
+
+    def __init__(self, error: errors.InvalidRequest) -> None:
+        self.error = error
+
+
+def _lenient(deserialize: Callable[[bytes], Any] | None) -> Callable[[bytes], Any] | None:
+    # gRPC answers a failing deserializer with UNKNOWN; ours must say INVALID_ARGUMENT and the field at fault.
+    descriptor = getattr(getattr(deserialize, "__self__", None), "DESCRIPTOR", None)
+    if deserialize is None or descriptor is None:
+        return deserialize
+
+    def parse(data: bytes) -> Any:
+        try:
+            return deserialize(data)
+        except DecodeError:
+            return _Malformed(malformed.explain(descriptor, data))
+
+    return parse
+
+
+async def _checked(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+    async for request in requests:
+        yield _sound(request)
+
+
+def _sound(request: Any) -> Any:
+    if isinstance(request, _Malformed):
+        raise request.error
+    return _checked(request) if hasattr(request, "__aiter__") else request
+
+
+def _guarded(handle: Callable[..., Awaitable[Any]], method: str) -> Callable[..., Awaitable[Any]]:
+    async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+        try:
+            return await handle(_sound(request), context)
+        except grpc.aio.AbortError:
+            raise
+        except Exception as error:
+            await _abort(context, _as_vectorfleet_error(error, method))
+
+    return call
+
+
+def _guarded_stream(handle: Callable[..., AsyncIterator[Any]], method: str) -> Callable[..., AsyncIterator[Any]]:
+    async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
+        try:
+            async for response in handle(_sound(request), context):
+                yield response
+        except grpc.aio.AbortError:
+            raise
+        except Exception as error:
+            await _abort(context, _as_vectorfleet_error(error, method))
+
+    return call
