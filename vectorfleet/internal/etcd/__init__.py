@@ -1,0 +1,1 @@
+"""Generated from protos/vectorfleet/internal/etcd: do not edit."""

@@ -1,0 +1,1 @@
+"""Generated from protos/vectorfleet/internal/etcd/v1: do not edit."""
