@@ -19,13 +19,13 @@ from contextlib import aclosing
 from typing import Final
 
 from vectorfleet.cluster.coordinator import Conflict
-from vectorfleet.cluster.etcd_client import VALUE_BYTES_MAX, EtcdClient, EtcdTls
+from vectorfleet.cluster.etcd_client import VALUE_BYTES_MAX, EtcdClient, EtcdTimeouts, EtcdTls
 from vectorfleet.cluster.etcd_records import Keys, after, loaded
 from vectorfleet.cluster.etcd_session import EtcdSession
 from vectorfleet.cluster.shard_map import ClusterState, CollectionRecord, NodeInfo
 from vectorfleet.errors import ResourceExhausted, Unavailable, VectorfleetError
 
-__all__ = ["DEFAULT_PREFIX", "LEASE_TTL_S", "EtcdCoordinator", "EtcdTls"]
+__all__ = ["DEFAULT_PREFIX", "LEASE_TTL_S", "EtcdCoordinator", "EtcdTimeouts", "EtcdTls"]
 
 DEFAULT_PREFIX: Final = "/vectorfleet/"
 LEASE_TTL_S: Final = 10
@@ -50,6 +50,7 @@ class EtcdCoordinator:
         username: str = "",
         password: str = "",
         lease_ttl_s: int = LEASE_TTL_S,
+        timeouts: EtcdTimeouts | None = None,
     ) -> None:
         """Connects with `start`.
 
@@ -60,13 +61,14 @@ class EtcdCoordinator:
             username: of etcd's own users; "": none.
             password: of that user.
             lease_ttl_s: seconds after which a silent process counts as dead; etcd allows no less than 2.
+            timeouts: of calls and of a silent watch; None: the usual ones.
 
         Raises:
             ValueError: no endpoint, or a prefix that does not end in "/".
             OSError: a file of `tls` cannot be read.
         """
         self._keys = Keys(prefix)
-        self._client = EtcdClient(endpoints, tls=tls, username=username, password=password)
+        self._client = EtcdClient(endpoints, tls=tls, username=username, password=password, timeouts=timeouts)
         self._session = EtcdSession(self._client, self._keys, lease_ttl_s, self._exchanged)
         self._state = ClusterState()
         self._connected = False

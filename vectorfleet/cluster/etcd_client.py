@@ -25,13 +25,7 @@ from vectorfleet.errors import Unavailable
 from vectorfleet.internal.etcd.v1 import auth_pb2, kv_pb2, lease_pb2, watch_pb2
 from vectorfleet.rpc_options import CHANNEL_OPTIONS
 
-CALL_TIMEOUT_S: Final = 5.0
-"""Of one call with all its attempts: an election among etcd's members takes about two seconds."""
-ATTEMPT_TIMEOUT_S: Final = 2.0
-"""Of one attempt, where there is another endpoint to turn to."""
 RETRY_PAUSE_S: Final = 0.2
-WATCH_QUIET_S: Final = 5.0
-"""A watch that was quiet for so long is asked for a sign of life; without one for as long again, it is dead."""
 VALUE_BYTES_MAX: Final = 1_500_000
 """etcd's own limit on a request is 1.5 MiB by default."""
 PAGE_KEYS: Final = 40
@@ -86,6 +80,18 @@ class EtcdTls:
 
 
 @dataclass(frozen=True, slots=True)
+class EtcdTimeouts:
+    """How long etcd may take."""
+
+    call_s: float = 5.0
+    """One call with all its attempts: an election among etcd's members takes about two seconds."""
+    attempt_s: float = 2.0
+    """One attempt, where there is another endpoint to turn to."""
+    quiet_s: float = 5.0
+    """A watch that was quiet for so long is asked for a sign of life; without one for as long again, it is dead."""
+
+
+@dataclass(frozen=True, slots=True)
 class Entry:
     """A key as it stands, or, with `value` None, one that was deleted."""
 
@@ -109,7 +115,13 @@ class EtcdClient:
     """Calls one etcd cluster; to be used from one event loop."""
 
     def __init__(
-        self, endpoints: Sequence[str], *, tls: EtcdTls | None = None, username: str = "", password: str = ""
+        self,
+        endpoints: Sequence[str],
+        *,
+        tls: EtcdTls | None = None,
+        username: str = "",
+        password: str = "",
+        timeouts: EtcdTimeouts | None = None,
     ) -> None:
         """Connects when first used.
 
@@ -118,6 +130,7 @@ class EtcdClient:
             tls: None: in the clear.
             username: of etcd's own users; "": none.
             password: of that user.
+            timeouts: None: the usual ones.
 
         Raises:
             ValueError: no endpoint, or one that is not host:port.
@@ -135,6 +148,7 @@ class EtcdClient:
         self._current = 0
         self._user = (username, password)
         self._token: str | None = None
+        self._timeouts = timeouts or EtcdTimeouts()
 
     async def close(self) -> None:
         """Ends all calls and closes the channels."""
@@ -213,7 +227,7 @@ class EtcdClient:
         )
         return response.id, response.ttl
 
-    async def keep_alive(self, lease: int, timeout_s: float = CALL_TIMEOUT_S) -> int:
+    async def keep_alive(self, lease: int, timeout_s: float) -> int:
         """Renews a lease; returns its new seconds. Raises `LeaseGone`."""
 
         async def attempt(channel: grpc.aio.Channel, metadata: Metadata, attempt_s: float) -> Any:
@@ -252,7 +266,7 @@ class EtcdClient:
             Unavailable: it broke, it is silent, the member lost its quorum, or the revision is compacted: load again.
         """
         endpoint = self._current
-        metadata = (*await self._metadata(CALL_TIMEOUT_S), ("hasleader", "true"))
+        metadata = (*await self._metadata(self._timeouts.call_s), ("hasleader", "true"))
         call = _method(self._channels[endpoint].stream_stream, "Watch/Watch", watch_pb2.WatchResponse)(
             metadata=metadata
         )
@@ -260,9 +274,9 @@ class EtcdClient:
             key=prefix.encode(), range_end=_prefix_end(prefix), start_revision=revision, progress_notify=True
         )
         try:
-            async with asyncio.timeout(CALL_TIMEOUT_S):
+            async with asyncio.timeout(self._timeouts.call_s):
                 await call.write(watch_pb2.WatchRequest(create_request=create))
-            async for response in _with_signs_of_life(call):
+            async for response in _with_signs_of_life(call, self._timeouts.quiet_s):
                 if response.canceled:
                     self._token = None  # a forgotten token is refused as "permission denied" here
                     compacted = f"revision {revision} is compacted" if response.compact_revision else ""
@@ -280,14 +294,14 @@ class EtcdClient:
     # ------------------------------------------------------------------ calls
 
     async def _unary(
-        self, method: str, request: Any, response_type: Any, timeout_s: float = CALL_TIMEOUT_S, *, user: bool = True
+        self, method: str, request: Any, response_type: Any, timeout_s: float | None = None, *, user: bool = True
     ) -> Any:
         async def attempt(channel: grpc.aio.Channel, metadata: Metadata, attempt_s: float) -> Any:
             return await _method(channel.unary_unary, method, response_type)(
                 request, metadata=metadata, timeout=attempt_s
             )
 
-        return await self._attempts(attempt, timeout_s, user=user)
+        return await self._attempts(attempt, timeout_s or self._timeouts.call_s, user=user)
 
     async def _attempts(self, attempt: Attempt[T], timeout_s: float, *, user: bool = True) -> T:
         """Makes a call, at one endpoint after the other, until one answers or the time is up."""
@@ -296,7 +310,7 @@ class EtcdClient:
         while True:
             endpoint = self._current
             metadata = await self._metadata(until - now()) if user else ()
-            attempt_s = until - now() if len(self._endpoints) == 1 else min(until - now(), ATTEMPT_TIMEOUT_S)
+            attempt_s = until - now() if len(self._endpoints) == 1 else min(until - now(), self._timeouts.attempt_s)
             try:
                 return await attempt(self._channels[endpoint], metadata, attempt_s)
             except grpc.aio.AioRpcError as error:
@@ -342,14 +356,14 @@ Metadata = tuple[tuple[str, str], ...]
 Attempt = Callable[[grpc.aio.Channel, Metadata, float], Awaitable[T]]
 
 
-async def _with_signs_of_life(call: Any) -> AsyncGenerator[watch_pb2.WatchResponse, None]:
+async def _with_signs_of_life(call: Any, quiet_s: float) -> AsyncGenerator[watch_pb2.WatchResponse, None]:
     """Reads a watch; raises `TimeoutError` when it stays silent although it was asked for a sign of life."""
     reading: asyncio.Task[Any] | None = None
     asked = False
     try:
         while True:
             reading = reading or asyncio.ensure_future(call.read())
-            await asyncio.wait([reading], timeout=WATCH_QUIET_S)  # a read that is cancelled would end the whole call
+            await asyncio.wait([reading], timeout=quiet_s)  # a read that is cancelled would end the whole call
             if reading.done():
                 response, reading, asked = reading.result(), None, False
                 if response is grpc.aio.EOF:
@@ -359,7 +373,7 @@ async def _with_signs_of_life(call: Any) -> AsyncGenerator[watch_pb2.WatchRespon
                 raise TimeoutError
             else:
                 progress = watch_pb2.WatchRequest(progress_request=watch_pb2.WatchProgressRequest())
-                async with asyncio.timeout(WATCH_QUIET_S):
+                async with asyncio.timeout(quiet_s):
                     await call.write(progress)
                 asked = True
     finally:

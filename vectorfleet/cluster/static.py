@@ -134,8 +134,10 @@ class StaticCoordinator:
         self._put(record)
 
     async def delete_collection(self, record: CollectionRecord) -> None:
-        """Removes a collection that is still at the record's `mod_revision`. Raises `Conflict`."""
+        """Removes a collection that is still at the record's `mod_revision`; one that is gone is fine. Raises `Conflict`."""
         self._reach()
+        if record.name not in self.state.collections:
+            return
         self._compare(record)
         kept = {name: other for name, other in self.state.collections.items() if name != record.name}
         self.cluster.change(collections=kept, deleted_uids=self.state.deleted_uids | {record.uid})
