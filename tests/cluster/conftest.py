@@ -1,7 +1,8 @@
 """Real clusters for the tests of this folder: one that is shared, and as many private ones as a test wants to hurt.
 
-Every test here starts or uses real processes (etcd, shard servers, a router) on ports that the kernel chooses, with data below
-pytest's temporary folder. The shared cluster serves one xdist worker; tests keep apart by the names of their collections.
+Every test here starts or uses real processes (etcd, shard servers, a router) on ports that the kernel chooses, with
+data below pytest's temporary folder. The shared cluster serves one xdist worker; tests keep apart by the names of their
+collections.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Every bad input is refused with its reason and the field at fault, and leaves no trace.
 
-Each case is sent as raw messages, as any gRPC client might; those that the Python client can express are sent through it,
-too. Around each case the collection's points are compared, bit by bit.
+Each case is sent as raw messages, as any gRPC client might; those that the Python client can express are sent through
+it, too. Around each case the collection's points are compared, bit by bit.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Recall of the default parameters on real vectors, through the cluster, in every state that points can be in.
 
-Skipped, saying so, where the public data sets are not beside the checkout; `make bench` measures the same on all of them.
+Skipped, saying so, where the public data sets are not beside the checkout; `make bench` measures the same on all of
+them.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The import graph: who may know whom. Read from the source, so that an import within a function counts as well.
 
-`router` and `shard_server` are two programs that share `vectorfleet`; whoever installs the wheel gets `vectorfleet` alone.
-Each large dependency has one door, and the pure modules, which tests drive without a network or a clock, know neither gRPC
-nor asyncio.
+`router` and `shard_server` are two programs that share `vectorfleet`; whoever installs the wheel gets `vectorfleet`
+alone. Each large dependency has one door, and the pure modules, which tests drive without a network or a clock, know
+neither gRPC nor asyncio.
 """
 
 from __future__ import annotations
