@@ -1,0 +1,71 @@
+"""vectorfleet: a sharded vector search cluster over gRPC. This package is its client; `vectorfleet up` starts a cluster.
+
+>>> with Client("127.0.0.1:7700") as client:
+...     client.create_collection("films", dim=3)
+...     client.upsert("films", ids=["alien"], vectors=[[0, 1, 0]])
+...     client.search("films", vectors=[0, 1, 0], k=1).hits
+"""
+
+from vectorfleet._aio_client import AsyncClient
+from vectorfleet._client import Client
+from vectorfleet._models import (
+    ClusterInfo,
+    Codebook,
+    Collection,
+    Coverage,
+    DeleteResult,
+    Hit,
+    IndexOptions,
+    IndexProgress,
+    MissingShard,
+    NodeState,
+    Point,
+    ReplicaState,
+    SearchResult,
+    ShardState,
+    UpsertResult,
+)
+from vectorfleet._version import __version__
+from vectorfleet.errors import (
+    AlreadyExists,
+    DataLoss,
+    DeadlineExceeded,
+    FailedPrecondition,
+    InternalError,
+    InvalidRequest,
+    NotFound,
+    ResourceExhausted,
+    Unavailable,
+    VectorfleetError,
+)
+
+__all__ = [
+    "AlreadyExists",
+    "AsyncClient",
+    "Client",
+    "ClusterInfo",
+    "Codebook",
+    "Collection",
+    "Coverage",
+    "DataLoss",
+    "DeadlineExceeded",
+    "DeleteResult",
+    "FailedPrecondition",
+    "Hit",
+    "IndexOptions",
+    "IndexProgress",
+    "InternalError",
+    "InvalidRequest",
+    "MissingShard",
+    "NodeState",
+    "NotFound",
+    "Point",
+    "ReplicaState",
+    "ResourceExhausted",
+    "SearchResult",
+    "ShardState",
+    "Unavailable",
+    "UpsertResult",
+    "VectorfleetError",
+    "__version__",
+]

@@ -1,0 +1,378 @@
+"""`Client`: the blocking client. A thin shell: the codec makes requests and results, `Attempts` decides about retries.
+
+Safe to share between threads. Several calls of one method (a large upsert) are in flight at once through gRPC's own futures;
+no thread of ours is involved.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from types import TracebackType
+from typing import Self, SupportsIndex, TypeVar
+
+import grpc
+from numpy.typing import ArrayLike
+
+from vectorfleet import _answers as answers
+from vectorfleet import _arguments as arguments
+from vectorfleet import _codec as codec
+from vectorfleet import errors, limits
+from vectorfleet._arguments import Ids, Payloads
+from vectorfleet._attempts import Attempts, failure_of, poll_pause_s
+from vectorfleet._channel import CLIENT_OPTIONS
+from vectorfleet._models import (
+    ClusterInfo,
+    Collection,
+    DeleteResult,
+    IndexOptions,
+    Metric,
+    Point,
+    SearchResult,
+    UpsertResult,
+)
+from vectorfleet.v1 import (
+    cluster_service_pb2,
+    cluster_service_pb2_grpc,
+    collection_service_pb2,
+    collection_service_pb2_grpc,
+    point_service_pb2,
+    point_service_pb2_grpc,
+    search_service_pb2_grpc,
+)
+
+RequestT = TypeVar("RequestT")
+ResponseT = TypeVar("ResponseT")
+
+
+class Client:
+    """A connection to a vectorfleet cluster.
+
+    >>> with Client("127.0.0.1:7700") as client:
+    ...     client.create_collection("films", dim=3, metric="cosine")
+    ...     client.upsert("films", ids=["alien", "brazil"], vectors=[[0, 1, 0], [1, 0, 0]])
+    ...     client.search("films", vectors=[0, 1, 0.1], k=1).hits[0][0].id
+    'alien'
+
+    Every call has a deadline; a method that needs several calls (a large upsert) gives each of them `timeout` seconds. What
+    is UNAVAILABLE for the moment is tried again, with backoff, within the deadline. All methods raise subclasses of
+    `VectorfleetError`.
+
+    Args:
+        address: "host:port" of a router. The connection is made when it is first needed.
+        timeout: seconds that a call may take unless the method is told otherwise.
+
+    Raises:
+        InvalidRequest: the address or the timeout makes no sense.
+    """
+
+    def __init__(self, address: str = "127.0.0.1:7700", *, timeout: float = limits.CALL_TIMEOUT_DEFAULT_S) -> None:
+        self._address = arguments.target(address)
+        self._timeout_s = arguments.seconds(timeout)
+        self._channel = grpc.insecure_channel(self._address, options=CLIENT_OPTIONS)
+        self._collections = collection_service_pb2_grpc.CollectionServiceStub(self._channel)
+        self._points = point_service_pb2_grpc.PointServiceStub(self._channel)
+        self._search = search_service_pb2_grpc.SearchServiceStub(self._channel)
+        self._cluster = cluster_service_pb2_grpc.ClusterServiceStub(self._channel)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Client of {self._address}>"
+
+    def close(self) -> None:
+        """Closes the connection; calls that still run are cancelled. May be called twice."""
+        self._channel.close()
+
+    # ------------------------------------------------------------------------------------------------- collections
+
+    def create_collection(
+        self,
+        name: str,
+        *,
+        dim: SupportsIndex = 0,
+        metric: Metric | None = None,
+        shards: SupportsIndex = 0,
+        embedding_model: str = "",
+        index: IndexOptions | None = None,
+        timeout: float | None = None,
+    ) -> Collection:
+        """Creates a collection and returns when its shards take writes.
+
+        Args:
+            name: 1 to 128 characters of [A-Za-z0-9._-], the first a letter or digit.
+            dim: components of a vector, 1 to 4,096; may be left out where `embedding_model` is given.
+            metric: "l2", "dot" or "cosine"; None: "l2", or "cosine" where `embedding_model` is given.
+            shards: partitions, 1 to 1,024; 0: one for each live node.
+            embedding_model: a sentence-transformers model (a path on the router's machine or a hub name) that makes vectors
+                of texts.
+            index: None: defaults that suit most data.
+            timeout: seconds; None: the client's.
+
+        Raises:
+            AlreadyExists: the name is taken.
+            InvalidRequest: an argument is out of range; `field` names it.
+            FailedPrecondition: the model cannot be loaded.
+            Unavailable: there are no nodes, or etcd cannot be reached. Not retried, unless nothing can have happened.
+        """
+        request = codec.create_collection(name, dim, metric, shards, embedding_model, index)
+        response = self._call(self._collections.CreateCollection, request, timeout, repeatable=False)
+        return answers.collection(response.collection)
+
+    def get_collection(self, name: str, *, timeout: float | None = None) -> Collection:
+        """Returns a collection and how far its index is; raises `NotFound`."""
+        request = collection_service_pb2.GetCollectionRequest(name=codec.collection_name(name))
+        return answers.collection(self._call(self._collections.GetCollection, request, timeout).collection)
+
+    def list_collections(self, *, timeout: float | None = None) -> list[Collection]:
+        """Returns all collections by name, without their progress."""
+        found: list[Collection] = []
+        page_token = ""
+        while True:
+            request = collection_service_pb2.ListCollectionsRequest(page_token=page_token)
+            response = self._call(self._collections.ListCollections, request, timeout)
+            found.extend(answers.collection(message) for message in response.collections)
+            page_token = response.next_page_token
+            if not page_token:
+                return found
+
+    def delete_collection(self, name: str, *, timeout: float | None = None) -> None:
+        """Removes a collection and all its points; there is no way back. Raises `NotFound`; retried like a creation."""
+        request = collection_service_pb2.DeleteCollectionRequest(name=codec.collection_name(name))
+        self._call(self._collections.DeleteCollection, request, timeout, repeatable=False)
+
+    def wait_indexed(self, name: str, *, timeout: float = 600.0) -> Collection:
+        """Waits until nothing is left to train, seal, encode or merge, and returns the collection as it is then.
+
+        A collection can be searched, with the same scores, at any time before.
+
+        Raises:
+            DeadlineExceeded: that took longer than `timeout` seconds; the message says how far it got.
+        """
+        timeout_s = arguments.seconds(timeout)
+        deadline_s = time.monotonic() + timeout_s
+        seen: Collection | None = None
+        failure: errors.VectorfleetError | None = None
+        polls = 0
+        while (remaining_s := deadline_s - time.monotonic()) > 0:
+            try:
+                seen = self.get_collection(name, timeout=min(remaining_s, self._timeout_s))
+            except (errors.Unavailable, errors.DeadlineExceeded) as error:
+                failure = error  # it may come back while there is time
+            else:
+                failure = None
+                if seen.progress is not None and seen.progress.settled:
+                    return seen
+            time.sleep(poll_pause_s(polls, deadline_s - time.monotonic()))
+            polls += 1
+        raise errors.DeadlineExceeded(answers.wait_story(name, seen, failure, timeout_s))
+
+    # ------------------------------------------------------------------------------------------------------ points
+
+    def upsert(
+        self,
+        name: str,
+        *,
+        ids: Ids,
+        vectors: ArrayLike | None = None,
+        texts: Iterable[str] | None = None,
+        payloads: Payloads | None = None,
+        timeout: float | None = None,
+    ) -> UpsertResult:
+        """Inserts points or replaces them whole. When it returns, all of them are on disk and searchable.
+
+        Any number of points: they are cut into calls of a few MiB, several of which are in flight at once. Of equal ids the
+        last wins. After an error any part of the points may have been written: call again, writes are idempotent.
+
+        Args:
+            name: the collection.
+            ids: one a point: str of 1 to 256 bytes of UTF-8, or int, which is written in decimal.
+            vectors: float32 (n, dim), or what numpy makes that of.
+            texts: instead of vectors, where the collection has an embedding model; kept in the payload under "text".
+            payloads: one JSON object or None a point.
+            timeout: seconds for each call; None: the client's.
+
+        Raises:
+            InvalidRequest: an argument is at fault; `field` names it, with its position.
+            NotFound: there is no such collection.
+            FailedPrecondition: texts, but no embedding model.
+            Unavailable: a shard that is needed is down.
+        """
+        plan = codec.upsert(name, ids, vectors, texts, payloads)
+        return answers.upsert_result(list(self._each(self._points.Upsert, plan.calls, plan.in_flight, timeout)))
+
+    def delete(self, name: str, *, ids: Ids, timeout: float | None = None) -> DeleteResult:
+        """Deletes points; ids that do not exist are passed over. Raises as `upsert` does."""
+        calls = codec.delete(name, ids)
+        responses = self._each(self._points.Delete, calls, codec.VECTOR_CALLS_IN_FLIGHT, timeout)
+        return answers.delete_result(list(responses))
+
+    def get(self, name: str, *, ids: Ids, with_vector: bool = False, timeout: float | None = None) -> list[Point]:
+        """Returns the points that exist, in the order asked; absent ids are left out. Raises as `upsert` does."""
+        calls = codec.get(name, ids, with_vector)
+        responses = self._each(self._points.Get, calls, codec.VECTOR_CALLS_IN_FLIGHT, timeout)
+        return [point for response in responses for point in answers.points(response.points)]
+
+    def scroll(
+        self, name: str, *, page_size: SupportsIndex = 1000, with_vector: bool = False, timeout: float | None = None
+    ) -> Iterator[Point]:
+        """Walks through all points in the order of their ids (bytewise), a page at a time.
+
+        Each point that exists during the whole walk comes exactly once.
+
+        Args:
+            name: the collection.
+            page_size: points a call, 1 to 10,000.
+            with_vector: points carry their vectors.
+            timeout: seconds for each page; None: the client's.
+        """
+        page_token = ""
+        while True:
+            request = codec.scroll(name, page_size, page_token, with_vector)
+            response = self._call(self._points.Scroll, request, timeout)
+            yield from answers.points(response.points)
+            page_token = response.next_page_token
+            if not page_token:
+                return
+
+    def count(self, name: str, *, timeout: float | None = None) -> int:
+        """Counts live points exactly. Raises `NotFound`, or `Unavailable` where a shard is down."""
+        request = point_service_pb2.CountRequest(collection=codec.collection_name(name))
+        return self._call(self._points.Count, request, timeout).points
+
+    # ------------------------------------------------------------------------------------------------------ search
+
+    def search(
+        self,
+        name: str,
+        *,
+        vectors: ArrayLike | None = None,
+        texts: Iterable[str] | None = None,
+        k: SupportsIndex = limits.K_DEFAULT,
+        nprobe: SupportsIndex = 0,
+        oversample: float = 0,
+        exact: bool = False,
+        with_payload: bool = False,
+        with_vector: bool = False,
+        min_coverage: float = 0.0,
+        consistency_token: bytes = b"",
+        timeout: float | None = None,
+    ) -> SearchResult:
+        """Finds the k nearest points to each query, best first.
+
+        A shard that is down or slow costs its part of the answer, never the answer: look at `result.coverage`, or ask for
+        `min_coverage`. More than 1,024 queries are sent as several calls.
+
+        Args:
+            name: the collection.
+            vectors: queries, float32 (n, dim); or (dim,) for a single one.
+            texts: instead of vectors: queries that the collection's model embeds; or a str for a single one.
+            k: hits a query, 1 to 10,000.
+            nprobe: inverted lists to visit; 0: chosen by the cluster. More is slower and finds more.
+            oversample: candidates compared on raw vectors, as a multiple of k, 1 to 1,000; 0: 10.
+            exact: compare every vector: slow, and nothing is missed.
+            with_payload: hits carry their payloads.
+            with_vector: hits carry their vectors.
+            min_coverage: share of the shards that must answer, 0 to 1.
+            consistency_token: of an upsert or delete, which the search is then sure to see.
+            timeout: seconds for each call; None: the client's.
+
+        Raises:
+            InvalidRequest: an argument is at fault; `field` names it.
+            NotFound: there is no such collection.
+            Unavailable: fewer shards answered than `min_coverage` asks for.
+            ResourceExhausted: the answer would pass 64 MiB, or the cluster is overloaded.
+            DeadlineExceeded: the time is up.
+        """
+        plan = codec.search(
+            name,
+            vectors,
+            texts,
+            k=k,
+            nprobe=nprobe,
+            oversample=oversample,
+            exact=exact,
+            with_payload=with_payload,
+            with_vector=with_vector,
+            min_coverage=min_coverage,
+            consistency_token=consistency_token,
+        )
+        responses = self._each(self._search.Search, plan.calls, codec.VECTOR_CALLS_IN_FLIGHT, timeout)
+        return answers.search_result(list(responses), plan.k)
+
+    def cluster(self, *, timeout: float | None = None) -> ClusterInfo:
+        """Returns nodes, shards and replicas as the router knows them."""
+        request = cluster_service_pb2.GetClusterRequest()
+        return answers.cluster_info(self._call(self._cluster.GetCluster, request, timeout))
+
+    # ------------------------------------------------------------------------------------------------------- calls
+
+    def _call(
+        self,
+        method: grpc.UnaryUnaryMultiCallable[RequestT, ResponseT],
+        request: RequestT,
+        timeout: float | None,
+        *,
+        repeatable: bool = True,
+    ) -> ResponseT:
+        attempts = Attempts(self._seconds(timeout), time.monotonic(), repeatable=repeatable)
+        return self._finish(method, codec.Call(request), attempts)
+
+    def _each(
+        self,
+        method: grpc.UnaryUnaryMultiCallable[RequestT, ResponseT],
+        calls: Iterable[codec.Call[RequestT]],
+        in_flight: int,
+        timeout: float | None,
+    ) -> Iterator[ResponseT]:
+        """Makes several calls, at most `in_flight` at once; answers come in the order of the calls."""
+        timeout_s = self._seconds(timeout)
+        waiting: deque[tuple[codec.Call[RequestT], Attempts, grpc.Future[ResponseT] | None]] = deque()
+        upcoming = iter(calls)
+        call, following = next(upcoming, None), next(upcoming, None)
+        alone = following is None
+        try:
+            while call is not None:
+                if len(waiting) == in_flight:
+                    yield self._finish(method, *waiting.popleft())
+                # A blocking call costs less than a future, which pays only where others fly beside it.
+                sent: grpc.Future[ResponseT] | None = None if alone else method.future(call.request, timeout=timeout_s)
+                waiting.append((call, Attempts(timeout_s, time.monotonic()), sent))
+                call, following = following, next(upcoming, None)
+            while waiting:
+                yield self._finish(method, *waiting.popleft())
+        finally:
+            for _, _, sent in waiting:
+                if sent is not None:
+                    sent.cancel()
+
+    def _finish(
+        self,
+        method: grpc.UnaryUnaryMultiCallable[RequestT, ResponseT],
+        call: codec.Call[RequestT],
+        attempts: Attempts,
+        sent: grpc.Future[ResponseT] | None = None,
+    ) -> ResponseT:
+        """Makes a call, of which the first attempt may have been `sent`, until it succeeds or there is no use in trying."""
+        while True:
+            try:
+                if sent is not None:
+                    return sent.result()
+                return method(call.request, timeout=attempts.remaining_s(time.monotonic()))
+            except grpc.RpcError as error:
+                failure = codec.located(failure_of(error, self._address), call.rows)
+                pause_s = attempts.pause_s(failure, time.monotonic())
+                if pause_s is None:
+                    raise failure from error
+            time.sleep(pause_s)
+            sent = None
+
+    def _seconds(self, timeout: float | None) -> float:
+        return self._timeout_s if timeout is None else arguments.seconds(timeout)
