@@ -1,0 +1,69 @@
+"""What a node says of itself and of its replicas; the controller and `vectorfleet status` read it."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import psutil
+
+from shard_server.hosted import HostedReplica
+from vectorfleet.internal.v1 import shard_service_pb2 as pb
+from vectorfleet.v1 import cluster_service_pb2 as cluster_pb
+
+if TYPE_CHECKING:
+    from shard_server.engine.replica import Replica, ReplicaStats
+
+
+def describe_node(node_id: str, address: str, version: str, replicas: int, data: Path) -> cluster_pb.Node:
+    """Describes this process. Resident pages of mapped files are the kernel's to take back; they are told apart."""
+    memory = psutil.Process().memory_info()
+    return cluster_pb.Node(
+        id=node_id,
+        address=address,
+        live=True,
+        replicas=replicas,
+        resident_bytes=memory.rss,
+        mapped_resident_bytes=memory.shared,
+        disk_free_bytes=shutil.disk_usage(data).free,
+        version=version,
+    )
+
+
+def measure(replica: Replica) -> tuple[ReplicaStats, bool]:
+    """Asks the engine for its sizes and whether background work is left; blocks."""
+    return replica.stats(), replica.settled
+
+
+def describe_replica(
+    held: HostedReplica, node_id: str, measured: tuple[ReplicaStats, bool] | None
+) -> pb.ReplicaDescription:
+    """Describes one replica.
+
+    Args:
+        held: the replica.
+        node_id: this node.
+        measured: what `measure` returned; None: it is not open.
+    """
+    state = cluster_pb.ReplicaState(
+        node=node_id,
+        primary=held.assignment.primary == node_id,
+        status=held.status,
+        message=held.message,
+    )
+    if measured is not None:
+        stats = measured[0]
+        state.applied_seqno = stats.applied_seqno
+        state.points = stats.points
+        state.indexed_points = stats.indexed_points
+        state.buffered_points = stats.buffered_points
+        state.tombstones = stats.tombstones
+        state.segments = stats.segments
+        state.codebook_version = stats.codebook_version
+        state.disk_bytes = stats.disk_bytes
+        state.index_bytes = stats.index_bytes
+        state.memory_bytes = stats.memory_bytes
+    return pb.ReplicaDescription(
+        collection_uid=held.uid, shard=held.shard, state=state, settled=measured is not None and measured[1]
+    )

@@ -1,0 +1,329 @@
+"""Which replicas this node holds: follows the shard map, opens what is assigned, closes what no longer is.
+
+`apply` compares a cluster state with what is held and starts the differences as tasks; applying a state twice changes
+nothing. A replica that cannot be opened stays, failed, and answers with its reason; the others go on. Files are removed only
+of collections that the state names as deleted: one that is merely absent from the map keeps them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from shard_server.budget import ByteBudget
+from shard_server.codebooks import Codebooks
+from shard_server.data_dir import DataDir
+from shard_server.hosted import HostedReplica
+from shard_server.peers import Peers
+from shard_server.tasks import TaskKeeper
+from shard_server.threads import WorkPool
+from vectorfleet.cluster.coordinator import Coordinator
+from vectorfleet.cluster.shard_map import ClusterState, CollectionRecord, NodeInfo, ShardAssignment
+from vectorfleet.errors import InternalError, Unavailable, VectorfleetError
+
+if TYPE_CHECKING:
+    from shard_server.engine.index import Codebook
+    from shard_server.engine.replica import Replica
+
+Key = tuple[str, int]
+Opener = Callable[[Path, CollectionRecord, int, "Codebook | None"], "Replica"]
+"""(directory, collection, shard, codebook) → replica; blocks."""
+
+MAP_WAIT_S: Final = 2.0
+"""How long a call waits for a shard map as new as its sender's."""
+CLOSE_TIMEOUT_S: Final = 10.0
+RETRY_FIRST_S: Final = 0.25
+RETRY_MAX_S: Final = 10.0
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class HostPools:
+    """Where a host's blocking work runs."""
+
+    lifecycle: WorkPool
+    """Opening and closing."""
+    commit: WorkPool
+
+
+class ReplicaHost:
+    """The replicas of one node. Used from one event loop."""
+
+    def __init__(
+        self,
+        data: DataDir,
+        open_replica: Opener,
+        codebooks: Codebooks,
+        peers: Peers,
+        pools: HostPools,
+        write_budget: ByteBudget,
+        on_work: Callable[[HostedReplica], None],
+    ) -> None:
+        """Holds nothing yet.
+
+        Args:
+            data: the node's folder and identity.
+            open_replica: opens or creates one, in a thread.
+            codebooks: what it hands to them.
+            peers: channels, of which those to vanished nodes are closed.
+            pools: threads.
+            write_budget: the node's ceiling on writes in memory.
+            on_work: called when a replica may have background work: opened, written to, or with a new codebook.
+        """
+        self.node_id = data.node_id
+        self._data = data
+        self._open_replica = open_replica
+        self._codebooks = codebooks
+        self._peers = peers
+        self._pools = pools
+        self._write_budget = write_budget
+        self._on_work = on_work
+        self._state = ClusterState()
+        self._held: dict[Key, HostedReplica] = {}
+        self._changed = asyncio.Event()
+        self._tasks = TaskKeeper()
+        self._last_step: dict[Key, asyncio.Task[None]] = {}
+        self._codebook_tasks: dict[str, asyncio.Task[None]] = {}
+        self._saved: dict[str, CollectionRecord] = {}
+        self._on_disk: set[str] = set()
+        self._closing = False
+
+    # ------------------------------------------------------------------ following the shard map
+
+    @property
+    def state(self) -> ClusterState:
+        """The cluster state that this node acts on."""
+        return self._state
+
+    @property
+    def replicas(self) -> list[HostedReplica]:
+        """All that are held, in any status."""
+        return list(self._held.values())
+
+    async def open_known(self) -> None:
+        """Opens what this node held when it last ran, so that it serves even while the coordinator is away."""
+        self._on_disk = await self._pools.lifecycle.run(self._data.stored_uids)
+        known = await self._pools.lifecycle.run(self._data.known_collections)
+        self.apply(ClusterState(collections={record.name: record for record in known}))
+
+    async def follow(self, coordinator: Coordinator) -> None:
+        """Applies the coordinator's states for ever; call after its `start`."""
+        while True:
+            state = coordinator.state
+            self.apply(state)
+            await self._peers.keep_only({node.address for node in state.nodes.values()})
+            await coordinator.changed(state.epoch)
+
+    def apply(self, state: ClusterState) -> None:
+        """Starts whatever makes this node hold what `state` assigns to it."""
+        if self._closing:
+            return
+        self._state = state
+        wanted = {
+            (record.uid, shard.shard): (record, shard)
+            for record in state.collections.values()
+            for shard in record.shards
+            if self.node_id in shard.replicas
+        }
+        for key in self._held.keys() - wanted.keys():
+            self._start_closing(key)
+        for key, (record, shard) in wanted.items():
+            held = self._held.get(key)
+            if held is None:
+                self._start_opening(key, record, shard)
+            else:
+                held.record, held.assignment = record, shard
+        for uid in {uid for uid, _ in wanted}:
+            self._follow_codebook(uid)
+        for uid in state.deleted_uids & self._on_disk:
+            self._on_disk.discard(uid)
+            self._tasks.spawn(self._remove(uid), f"removing collection {uid}")
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    # ------------------------------------------------------------------ finding a replica
+
+    async def replica_for(
+        self, uid: str, shard: int, epoch: int, *, timeout_s: float, term: int | None = None
+    ) -> HostedReplica:
+        """Finds a replica that serves.
+
+        Args:
+            uid: of the collection.
+            shard: its number.
+            epoch: of the caller's shard map; this node's map may have to catch up with it first.
+            timeout_s: how long to wait for the map (at most `MAP_WAIT_S`) and for a replica that is still opening.
+            term: the caller takes this node for the shard's primary in this term; None: any replica will do.
+
+        Raises:
+            Unavailable: STALE_SHARD_MAP where this node does not hold it or is not its primary in that term;
+                SHARD_UNAVAILABLE where it is still loading.
+            DataLoss: it has failed.
+        """
+        until = time.monotonic() + timeout_s
+        found = self._find(uid, shard, term)
+        try:
+            async with asyncio.timeout(min(timeout_s, MAP_WAIT_S)):
+                while found is None and self._state.epoch < epoch:
+                    await self._changed.wait()
+                    found = self._find(uid, shard, term)
+        except TimeoutError:
+            pass
+        if found is None:
+            as_what = "hold" if term is None else f"lead in term {term}"
+            raise Unavailable(
+                f"node {self.node_id} does not {as_what} shard {shard} of collection {uid} at epoch {self._state.epoch}",
+                reason="STALE_SHARD_MAP",
+            )
+        await found.opened(max(0.0, until - time.monotonic()))
+        return found
+
+    def _find(self, uid: str, shard: int, term: int | None) -> HostedReplica | None:
+        held = self._held.get((uid, shard))
+        if held is None or term is None:
+            return held
+        leads = held.assignment.primary == self.node_id and held.assignment.term == term
+        return held if leads else None
+
+    async def all_opened(self) -> None:
+        """Waits until none of the replicas held now is loading; failed ones count as opened."""
+        for held in self.replicas:
+            try:
+                await held.opened()
+            except VectorfleetError as error:
+                _log.error("%s is out of service: %s", held.name, error)
+
+    # ------------------------------------------------------------------ opening and closing
+
+    def _start_opening(self, key: Key, record: CollectionRecord, assignment: ShardAssignment) -> None:
+        held = HostedReplica(record, assignment, self._pools.commit, self._write_budget, self._on_work)
+        self._held[key] = held
+        self._on_disk.add(held.uid)
+        self._next_step(key, lambda: self._open(held), f"opening {held.name}")
+
+    def _start_closing(self, key: Key) -> None:
+        held = self._held.pop(key)
+        self._next_step(key, lambda: self._close(held), f"closing {held.name}")
+
+    def _next_step(self, key: Key, step: Callable[[], Awaitable[None]], name: str) -> None:
+        """Starts a step after the last one of the same replica has ended: the engine's folder has one user at a time."""
+        before = self._last_step.get(key)
+
+        async def in_turn() -> None:
+            if before is not None:
+                await asyncio.wait([before])
+            await step()
+            if self._last_step.get(key) is asyncio.current_task():
+                del self._last_step[key]
+
+        self._last_step[key] = self._tasks.spawn(in_turn(), name)
+
+    async def _open(self, held: HostedReplica) -> None:
+        uid = held.uid
+        try:
+            await self._save(held.record)
+            codebook = await self._codebooks.from_disk(uid, held.record.codebook)
+            replica = await self._pools.lifecycle.run(
+                self._open_replica, self._data.replica(uid, held.shard), held.record, held.shard, codebook
+            )
+        except VectorfleetError as error:
+            _log.error("%s is out of service: %s", held.name, error)
+            held.fail(error)
+            return
+        except Exception as error:
+            _log.exception("%s cannot be opened", held.name)
+            held.fail(InternalError(f"{type(error).__name__}: {error}"))
+            return
+        held.codebook = codebook
+        held.serve(replica)
+        _log.info("%s serves", held.name)
+        # From here on new codebooks reach it; one that came while it was opening is handed over now.
+        await self._hand_out(uid)
+        self._on_work(held)
+
+    async def _close(self, held: HostedReplica) -> None:
+        if not await held.close(self._pools.lifecycle, CLOSE_TIMEOUT_S):
+            _log.warning("%s could not be closed in %.0f s; its thread ends later", held.name, CLOSE_TIMEOUT_S)
+        if all(other.uid != held.uid for other in self._held.values()):
+            self._codebooks.forget(held.uid)
+            self._saved.pop(held.uid, None)
+
+    async def _remove(self, uid: str) -> None:
+        closing = [step for (owner, _), step in self._last_step.items() if owner == uid]
+        if closing:
+            await asyncio.wait(closing)
+        await self._pools.lifecycle.run(self._data.remove_collection, uid)
+        await self._codebooks.remove(uid)
+        _log.info("removed collection %s", uid)
+
+    async def _save(self, record: CollectionRecord) -> None:
+        if self._saved.get(record.uid) != record:
+            self._saved[record.uid] = record
+            await self._pools.lifecycle.run(self._data.save_collection, record)
+
+    # ------------------------------------------------------------------ codebooks
+
+    def _follow_codebook(self, uid: str) -> None:
+        """Sees to it that the record on disk and the codebook of a collection are those of the shard map."""
+        running = self._codebook_tasks.get(uid)
+        if running is None or running.done():
+            self._codebook_tasks[uid] = self._tasks.spawn(self._catch_up(uid), f"codebook of collection {uid}")
+
+    async def _catch_up(self, uid: str) -> None:
+        delay_s = RETRY_FIRST_S
+        while (record := self._state.by_uid(uid)) is not None:
+            try:
+                await self._save(record)
+                if record.codebook is not None:
+                    await self._codebooks.obtain(uid, record.codebook, self._other_nodes())
+                    await self._hand_out(uid)
+            except (VectorfleetError, OSError) as error:
+                _log.warning("codebook of collection %s: %s; next try in %.1f s", uid, error, delay_s)
+                await asyncio.sleep(delay_s)
+                delay_s = min(2 * delay_s, RETRY_MAX_S)
+                continue
+            if self._state.by_uid(uid) is record:
+                return  # no newer one came meanwhile
+
+    async def _hand_out(self, uid: str) -> None:
+        """Gives the collection's codebook to the replicas that serve without it."""
+        codebook = self._codebooks.current(uid)
+        lacking = [held for held in self.replicas if held.uid == uid and held.serving and held.codebook is not codebook]
+        if codebook is None or not lacking:
+            return
+        for held in lacking:
+            held.codebook = codebook
+            try:
+                await held.run(self._pools.lifecycle, None, _use_codebook, codebook)
+            except Unavailable:
+                continue  # it is closing
+            self._on_work(held)
+            _log.info("%s uses codebook %d", held.name, codebook.version)
+        await self._codebooks.drop_older(uid)
+
+    def _other_nodes(self) -> Iterable[NodeInfo]:
+        return [node for node in self._state.nodes.values() if node.id != self.node_id]
+
+    # ------------------------------------------------------------------ the end
+
+    async def close(self) -> bool:
+        """Closes all replicas; False where some thread was still busy with one."""
+        self._closing = True
+        await self._tasks.close()
+        closed = await asyncio.gather(
+            *(held.close(self._pools.lifecycle, CLOSE_TIMEOUT_S) for held in self.replicas), return_exceptions=True
+        )
+        for outcome in closed:
+            if isinstance(outcome, BaseException):
+                _log.error("a replica did not close", exc_info=outcome)
+        self._held.clear()
+        return all(outcome is True for outcome in closed)
+
+
+def _use_codebook(replica: Replica, codebook: Codebook) -> None:
+    replica.use_codebook(codebook)

@@ -1,0 +1,146 @@
+"""A batch of queries on several shards of this node: all at once, each answering for itself.
+
+A shard that is loading, failed, slow or not here says so in its own result and costs the others nothing: what is done when
+the caller's time runs out is the answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shard_server.budget import ByteBudget
+from shard_server.hosting import ReplicaHost
+from shard_server.threads import WorkPool
+from vectorfleet import limits
+from vectorfleet.cluster.shard_map import CollectionRecord
+from vectorfleet.errors import DeadlineExceeded, InternalError, InvalidRequest, ResourceExhausted, VectorfleetError
+from vectorfleet.internal.v1 import shard_service_pb2 as pb
+
+if TYPE_CHECKING:
+    from shard_server.engine.replica import Replica
+
+HIT_BYTES_MIN: Final = 4 + 3
+"""A score, and an id of one character with its framing."""
+_log = logging.getLogger(__name__)
+
+
+class Searcher:
+    """Answers search requests from the replicas of a host."""
+
+    def __init__(self, host: ReplicaHost, pool: WorkPool, budget: ByteBudget) -> None:
+        """Takes what it searches with.
+
+        Args:
+            host: the replicas.
+            pool: threads for the scans.
+            budget: the node's ceiling on queries in memory.
+        """
+        self._host = host
+        self._pool = pool
+        self._budget = budget
+
+    async def search(self, request: pb.SearchRequest, timeout_s: float) -> pb.SearchResponse:
+        """Searches all targets.
+
+        Args:
+            request: k and the vectors' number are checked here, since they size our memory; their values are the router's.
+            timeout_s: when it is over, targets that are not done answer with DEADLINE_EXCEEDED.
+
+        Raises:
+            InvalidRequest: the request contradicts itself.
+            ResourceExhausted: too many queries are in memory, or the answer would pass the message limit.
+        """
+        check_search(request)
+        size_bytes = request.ByteSize()
+        self._budget.take(size_bytes)
+        try:
+            # The answer itself needs a moment to travel.
+            deadline = time.monotonic() + 0.95 * timeout_s
+            results = await asyncio.gather(*(self._target(request, target, deadline) for target in request.targets))
+        finally:
+            self._budget.give(size_bytes)
+        response = pb.SearchResponse(results=results)
+        too_large = any(result.error_reason == "RESPONSE_TOO_LARGE" for result in results)
+        if too_large or response.ByteSize() > limits.CALL_BYTES_MAX:
+            # Not a shard's failure: the same request would meet it on any replica.
+            raise ResourceExhausted("the hits of this node's shards pass 64 MiB", reason="RESPONSE_TOO_LARGE")
+        return response
+
+    async def _target(self, request: pb.SearchRequest, target: pb.ShardTarget, deadline: float) -> pb.ShardResult:
+        try:
+            async with asyncio.timeout(deadline - time.monotonic()):
+                return await self._search_shard(request, target, deadline)
+        except TimeoutError:
+            error: VectorfleetError = DeadlineExceeded(f"shard {target.shard} was not done in time")
+        except VectorfleetError as raised:
+            error = raised
+        except Exception as raised:
+            _log.exception("search of shard %d of collection %s failed", target.shard, request.collection_uid)
+            error = InternalError(
+                f"{type(raised).__name__} while shard {target.shard} was searched; see the node's log"
+            )
+        return pb.ShardResult(shard=target.shard, error_reason=error.reason, error_message=error.message)
+
+    async def _search_shard(self, request: pb.SearchRequest, target: pb.ShardTarget, deadline: float) -> pb.ShardResult:
+        # Half of the time for a replica that is still loading: the search itself needs some, too.
+        patience_s = max(0.0, deadline - time.monotonic()) / 2
+        held = await self._host.replica_for(request.collection_uid, target.shard, request.epoch, timeout_s=patience_s)
+        if target.min_seqno:
+            await held.wait_applied(target.min_seqno, patience_s)
+        vectors = query_matrix(request, held.record)
+        return await held.run(self._pool, deadline, search_replica, held.shard, vectors, request)
+
+
+def check_search(request: pb.SearchRequest) -> None:
+    """Raises `InvalidRequest` where a request's numbers are out of the contract's range."""
+    if not 1 <= request.query_count <= limits.QUERIES_MAX:
+        raise InvalidRequest(f"query_count must be 1 to {limits.QUERIES_MAX}", field="query_count")
+    if not 1 <= request.k <= limits.K_MAX:
+        raise InvalidRequest(f"k must be 1 to {limits.K_MAX}", field="k")
+    if not request.targets:
+        raise InvalidRequest("name at least one shard", field="targets")
+
+
+def query_matrix(request: pb.SearchRequest, record: CollectionRecord) -> NDArray[np.float32]:
+    """Views a request's vectors as float32[query_count, dim], without a copy. Raises `InvalidRequest`."""
+    wanted = request.query_count * record.dim * 4
+    if len(request.vectors) != wanted:
+        raise InvalidRequest(
+            f"{request.query_count} queries of dimension {record.dim} take {wanted} bytes, not {len(request.vectors)}",
+            reason="WRONG_DIMENSION",
+            field="vectors",
+        )
+    return np.frombuffer(request.vectors, "<f4").reshape(request.query_count, record.dim)
+
+
+def search_replica(
+    replica: Replica, shard: int, vectors: NDArray[np.float32], request: pb.SearchRequest
+) -> pb.ShardResult:
+    """Searches one replica and packs its hits; blocks. Raises `ResourceExhausted` for an answer that cannot be sent."""
+    hit_bytes_min = HIT_BYTES_MIN + (4 * vectors.shape[1] if request.with_vector else 0)
+    hits_max = limits.CALL_BYTES_MAX // hit_bytes_min
+    if request.query_count * request.k > hits_max and request.query_count * replica.stats().points > hits_max:
+        raise ResourceExhausted("the hits of one shard pass 64 MiB", reason="RESPONSE_TOO_LARGE")
+    hits = replica.search(
+        vectors,
+        request.k,
+        nprobe=request.nprobe,
+        oversample=request.oversample,
+        exact=request.exact,
+        with_payload=request.with_payload,
+        with_vector=request.with_vector,
+    )
+    return pb.ShardResult(
+        shard=shard,
+        counts=hits.counts.astype("<u4", copy=False).tobytes(),
+        scores=hits.scores.astype("<f4", copy=False).tobytes(),
+        ids=hits.ids,
+        payloads=hits.payloads or (),
+        vectors=b"" if hits.vectors is None else hits.vectors.astype("<f4", copy=False).tobytes(),
+    )

@@ -1,0 +1,191 @@
+"""ShardService: what routers, the controller and other nodes may ask of this node.
+
+Finds the replica, checks the request's shape, takes the work to the right threads; everything else is in the modules that
+it is given. Values (finite numbers, ids, ownership of hashes) are the router's to check.
+"""
+# ruff: noqa: N802 (the contract names the methods)
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import grpc
+
+from shard_server import describing, reading
+from shard_server.codebook_store import CodebookStore
+from shard_server.data_dir import checked_uid
+from shard_server.engine.replica import Replica
+from shard_server.hosted import HostedReplica
+from shard_server.hosting import ReplicaHost
+from shard_server.searching import Searcher
+from shard_server.threads import WorkPool
+from shard_server.training import Training
+from vectorfleet import limits
+from vectorfleet._version import __version__
+from vectorfleet.errors import InvalidRequest, NotFound, Unavailable
+from vectorfleet.internal.v1 import shard_service_pb2 as pb
+from vectorfleet.internal.v1 import shard_service_pb2_grpc as pb_grpc
+from vectorfleet.internal.v1 import storage_pb2
+from vectorfleet.serving import remaining_s
+
+NAME: Final = pb.DESCRIPTOR.services_by_name["ShardService"].full_name
+CHUNK_BYTES: Final = 1 << 20
+TRAINING_TIMEOUT_DEFAULT_S: Final = 3600.0
+SAMPLE_POINTS_MAX: Final = 16_777_216
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class ServicePools:
+    """Where the service's blocking work runs."""
+
+    reads: WorkPool
+    """Fetch, scan, samples and codebook files."""
+    control: WorkPool
+    """Descriptions: never behind reads, so that a loaded node is still seen."""
+
+
+class ShardServicer(pb_grpc.ShardServiceServicer):
+    """The service over a host."""
+
+    def __init__(
+        self,
+        host: ReplicaHost,
+        searcher: Searcher,
+        training: Training,
+        store: CodebookStore,
+        pools: ServicePools,
+        data: Path,
+    ) -> None:
+        """Takes what answers; `address` is set once it is known."""
+        self.address = ""
+        self._host = host
+        self._searcher = searcher
+        self._training = training
+        self._store = store
+        self._pools = pools
+        self._data = data
+
+    async def Write(self, request: pb.WriteRequest, context: Context) -> pb.WriteResponse:
+        """Logs and applies one mutation."""
+        timeout_s = remaining_s(context, limits.CALL_TIMEOUT_DEFAULT_S)
+        held = await self._host.replica_for(
+            request.collection_uid, request.shard, request.epoch, timeout_s=timeout_s, term=request.term
+        )
+        check_mutation(request.mutation, held.record.dim)
+        applied = await held.write(request.mutation, request.term)
+        return pb.WriteResponse(seqno=applied.seqno, affected=applied.affected)
+
+    async def Search(self, request: pb.SearchRequest, context: Context) -> pb.SearchResponse:
+        """Answers a batch of queries on several shards."""
+        return await self._searcher.search(request, remaining_s(context, limits.SEARCH_TIMEOUT_DEFAULT_S))
+
+    async def Fetch(self, request: pb.FetchRequest, context: Context) -> pb.FetchResponse:
+        """Returns points by id."""
+        if len(request.ids) > limits.POINTS_PER_CALL_MAX:
+            raise InvalidRequest(f"at most {limits.POINTS_PER_CALL_MAX} ids a call", field="ids")
+        held, deadline = await self._find(request, context)
+        return await held.run(self._pools.reads, deadline, reading.fetch, request)
+
+    async def Scan(self, request: pb.ScanRequest, context: Context) -> pb.ScanResponse:
+        """Returns points in the order of their ids; fewer than asked for where they are large."""
+        if not 1 <= request.limit <= limits.SCROLL_PAGE_MAX:
+            raise InvalidRequest(f"limit must be 1 to {limits.SCROLL_PAGE_MAX}", field="limit")
+        held, deadline = await self._find(request, context)
+        return await held.run(self._pools.reads, deadline, reading.scan, request)
+
+    async def Describe(self, request: pb.DescribeRequest, context: Context) -> pb.DescribeResponse:
+        """Says how each replica stands."""
+        deadline = time.monotonic() + remaining_s(context, limits.CALL_TIMEOUT_DEFAULT_S)
+        held_ones = self._host.replicas
+        described = [
+            await self._describe(held, deadline) for held in held_ones if request.collection_uid in ("", held.uid)
+        ]
+        node = await self._pools.control.run_until(
+            deadline,
+            describing.describe_node,
+            *(self._host.node_id, self.address, __version__, len(held_ones), self._data),
+        )
+        return pb.DescribeResponse(node=node, epoch=self._host.state.epoch, replicas=described)
+
+    async def Sample(self, request: pb.SampleRequest, context: Context) -> AsyncIterator[pb.SampleResponse]:
+        """Streams a uniform sample of raw vectors."""
+        if not 1 <= request.limit <= SAMPLE_POINTS_MAX:
+            raise InvalidRequest(f"limit must be 1 to {SAMPLE_POINTS_MAX}", field="limit")
+        held, deadline = await self._find(request, context)
+        sample = await held.run(self._pools.reads, deadline, Replica.sample, request.limit, request.seed)
+        step = max(1, CHUNK_BYTES // (4 * held.record.dim))
+        for first in range(0, len(sample), step):
+            yield pb.SampleResponse(vectors=sample[first : first + step].astype("<f4", copy=False).tobytes())
+
+    async def TrainCodebook(self, request: pb.TrainCodebookRequest, context: Context) -> pb.TrainCodebookResponse:
+        """Trains the next codebook of a collection."""
+        record = self._host.state.by_uid(request.collection_uid)
+        if record is None:
+            raise Unavailable(
+                f"node {self._host.node_id} knows no collection {request.collection_uid}", reason="STALE_SHARD_MAP"
+            )
+        if not (request.version and request.nlist and request.m and request.sources):
+            raise InvalidRequest("a training needs a version, nlist, m and sources")
+        trained = await self._training.train(request, record)
+        return pb.TrainCodebookResponse(checksum=trained.checksum, sampled_points=trained.sampled_points)
+
+    async def FetchCodebook(
+        self, request: pb.FetchCodebookRequest, context: Context
+    ) -> AsyncIterator[pb.FetchCodebookResponse]:
+        """Streams a codebook file."""
+        try:
+            uid = checked_uid(request.collection_uid)
+        except ValueError as error:
+            raise InvalidRequest(str(error), field="collection_uid") from error
+        content = await self._pools.reads.run(self._store.load, uid, request.version)
+        if content is None:
+            raise NotFound(f"node {self._host.node_id} has no codebook {request.version} of collection {uid}")
+        for first in range(0, len(content), CHUNK_BYTES):
+            yield pb.FetchCodebookResponse(chunk=content[first : first + CHUNK_BYTES])
+
+    async def _find(
+        self, request: pb.FetchRequest | pb.ScanRequest | pb.SampleRequest, context: Context
+    ) -> tuple[HostedReplica, float]:
+        timeout_s = remaining_s(context, limits.CALL_TIMEOUT_DEFAULT_S)
+        deadline = time.monotonic() + timeout_s
+        held = await self._host.replica_for(request.collection_uid, request.shard, request.epoch, timeout_s=timeout_s)
+        return held, deadline
+
+    async def _describe(self, held: HostedReplica, deadline: float) -> pb.ReplicaDescription:
+        measured = None
+        if held.serving:
+            try:
+                measured = await held.run(self._pools.control, deadline, describing.measure)
+            except Unavailable:
+                measured = None  # it closes at this moment
+        return describing.describe_replica(held, self._host.node_id, measured)
+
+
+def check_mutation(mutation: storage_pb2.Mutation, dim: int) -> None:
+    """Raises `InvalidRequest` where the parts of a mutation do not fit together."""
+    kind = mutation.WhichOneof("kind")
+    if kind is None:
+        raise InvalidRequest("the mutation is empty", field="mutation")
+    if kind == "delete":
+        if not mutation.delete.ids:
+            raise InvalidRequest("name at least one id", field="mutation.delete.ids")
+        return
+    upsert = mutation.upsert
+    if not upsert.ids:
+        raise InvalidRequest("name at least one id", field="mutation.upsert.ids")
+    if len(upsert.vectors) != 4 * dim * len(upsert.ids):
+        raise InvalidRequest(
+            f"{len(upsert.ids)} vectors of dimension {dim} take {4 * dim * len(upsert.ids)} bytes, not {len(upsert.vectors)}",
+            reason="WRONG_DIMENSION",
+            field="mutation.upsert.vectors",
+        )
+    if upsert.payloads and len(upsert.payloads) != len(upsert.ids):
+        raise InvalidRequest(
+            f"{len(upsert.ids)} ids, but {len(upsert.payloads)} payloads", field="mutation.upsert.payloads"
+        )

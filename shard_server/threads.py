@@ -1,0 +1,130 @@
+"""Bounded thread pools: where the engine's blocking calls run, off the event loop.
+
+Calls wait on the loop's side, so that one whose caller has gone or whose time is up leaves at once and never starts.
+Only as many as there are threads are handed over ahead: a thread that finishes then finds its next work without waiting
+for a busy event loop. Invariant: at most `waiting_max` calls wait; the next is refused with OVERLOADED.
+
+OpenMP counts threads per *calling* thread; the environment (OMP_NUM_THREADS=1, set before numpy and FAISS are imported)
+is what holds it at one in all of these.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import ParamSpec, TypeVar
+
+from vectorfleet.errors import DeadlineExceeded, ResourceExhausted
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class WorkPool:
+    """Threads of one purpose. Used from one event loop."""
+
+    def __init__(self, name: str, *, threads: int, waiting_max: int, nice: int = 0) -> None:
+        """Makes the pool; threads start when needed.
+
+        Args:
+            name: for messages and thread names.
+            threads: calls that run at once.
+            waiting_max: calls that may wait for one.
+            nice: added to the threads' niceness, so that background work yields to searches.
+        """
+        self.name = name
+        self._executor = ThreadPoolExecutor(threads, name, initializer=_lower_priority, initargs=(nice,))
+        self._slots = asyncio.Semaphore(2 * threads)
+        self._waiting = 0
+        self._waiting_max = waiting_max
+
+    async def run(self, work: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        """Runs `work` in a thread; without a deadline of its own."""
+        return await self.run_until(None, work, *args, **kwargs)
+
+    async def run_until(self, deadline: float | None, work: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        """Runs `work` in a thread, unless the time is up before it starts.
+
+        Args:
+            deadline: of `time.monotonic()`; None: none.
+            work: called with the rest. Once started it runs to its end, whoever has gone.
+
+        Raises:
+            ResourceExhausted: too many calls wait.
+            DeadlineExceeded: it could not start in time.
+        """
+        await self._take_slot(deadline)
+        loop = asyncio.get_running_loop()
+        try:
+            future = self._executor.submit(_call_in_time, deadline, lambda: work(*args, **kwargs))
+        except BaseException:
+            self._slots.release()
+            raise
+        future.add_done_callback(lambda _: _tell(loop, self._slots.release))
+        return await asyncio.wrap_future(future)
+
+    async def _take_slot(self, deadline: float | None) -> None:
+        if self._slots.locked() and self._waiting >= self._waiting_max:
+            raise ResourceExhausted(f"{self._waiting} calls wait for {self.name} threads already")
+        self._waiting += 1
+        try:
+            async with asyncio.timeout(None if deadline is None else deadline - time.monotonic()):
+                await self._slots.acquire()
+        except TimeoutError:
+            raise DeadlineExceeded(f"the deadline passed before a {self.name} thread was free") from None
+        finally:
+            self._waiting -= 1
+
+    def close(self) -> None:
+        """Refuses new work and drops what has not started; does not wait for what runs."""
+        self._executor.shutdown(wait=False, cancel_futures=True)
+
+
+class Gate:
+    """Lets many threads use a thing until it is shut, and tells the shutter when the last has left."""
+
+    def __init__(self) -> None:
+        self._condition = threading.Condition()
+        self._inside = 0
+        self._shut = False
+
+    def enter(self) -> bool:
+        """Counts one user in; False where the gate is shut."""
+        with self._condition:
+            if self._shut:
+                return False
+            self._inside += 1
+            return True
+
+    def leave(self) -> None:
+        """Counts one user out."""
+        with self._condition:
+            self._inside -= 1
+            self._condition.notify_all()
+
+    def shut(self, timeout_s: float) -> bool:
+        """Admits nobody any more and waits until all have left; False where some are still inside after `timeout_s`."""
+        with self._condition:
+            self._shut = True
+            return self._condition.wait_for(lambda: self._inside == 0, timeout_s)
+
+
+def _call_in_time(deadline: float | None, work: Callable[[], T]) -> T:
+    if deadline is not None and time.monotonic() >= deadline:
+        raise DeadlineExceeded("the deadline passed before the work began")
+    return work()
+
+
+def _tell(loop: asyncio.AbstractEventLoop, callback: Callable[[], None]) -> None:
+    with contextlib.suppress(RuntimeError):  # the loop is closed: the process ends, nobody waits
+        loop.call_soon_threadsafe(callback)
+
+
+def _lower_priority(nice: int) -> None:
+    if nice:  # Linux keeps niceness per thread
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), nice)
