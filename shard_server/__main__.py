@@ -1,0 +1,85 @@
+"""`python -m shard_server`: reads the command line, runs one node until SIGTERM or SIGINT.
+
+Prints one line on stdout, `ready HOST:PORT`; logs go to stderr. Exit status: 0 after a stop, 1 where it cannot run, 2 for a
+command line that makes no sense.
+"""
+
+from __future__ import annotations
+
+import os
+
+# Before numpy and FAISS are imported: OpenMP reads it once, and its threads would fight the search threads for the cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+
+import argparse
+import asyncio
+import faulthandler
+import logging
+import signal
+import sys
+from dataclasses import replace
+
+from shard_server.arguments import parse
+from shard_server.data_dir import DataDir, DataDirError
+from shard_server.engine.replica import EngineSettings
+from shard_server.node import Node, NodeSettings
+from vectorfleet.cluster.etcd_arguments import coordinator_of
+
+_log = logging.getLogger("shard_server")
+
+
+def main() -> int:
+    """Runs the process; returns its exit status."""
+    arguments = parse(sys.argv[1:])
+    faulthandler.enable()
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=arguments.log_level.upper(),
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+    )
+    try:
+        data = DataDir(arguments.data, arguments.node_id)
+        closed = asyncio.run(_serve(arguments, data))
+    except (DataDirError, OSError, ValueError) as error:
+        _log.error("%s", error)
+        return 1
+    data.close()
+    if not closed:
+        # A thread is deep in the engine; waiting for it at exit could take minutes. All that was acknowledged is on disk.
+        _log.warning("ends beside a busy thread")
+        logging.shutdown()
+        os._exit(0)
+    return 0
+
+
+async def _serve(arguments: argparse.Namespace, data: DataDir) -> bool:
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    node = Node(data, coordinator_of(arguments), _settings(arguments))
+    return await node.run(stopping, _announce)
+
+
+def _announce(address: str) -> None:
+    print(f"ready {address}", flush=True)  # noqa: T201 (a launcher reads it)
+
+
+def _settings(arguments: argparse.Namespace) -> NodeSettings:
+    wanted = {
+        "seal_points": arguments.seal_points,
+        "seal_bytes": arguments.seal_bytes,
+        "seal_age_s": arguments.seal_age_s,
+    }
+    return NodeSettings(
+        host=arguments.host,
+        port=arguments.port,
+        advertise=arguments.advertise,
+        search_threads=arguments.search_threads,
+        engine=replace(EngineSettings(), **{name: value for name, value in wanted.items() if value}),
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

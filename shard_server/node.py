@@ -1,0 +1,198 @@
+"""One node put together: pools, host, service, maintenance; and its life from the open port to the released lease.
+
+Life: what was held is opened → the port is open (live) → etcd's state is loaded → all assigned replicas are opened →
+the node registers (ready) → stop: not ready, no new calls, those in flight get a few seconds, replicas are closed, the
+lease is given back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shard_server import service
+from shard_server.budget import ByteBudget
+from shard_server.codebook_store import CodebookStore
+from shard_server.codebooks import Codebooks
+from shard_server.data_dir import DataDir
+from shard_server.engine.index import Codebook, train_codebook
+from shard_server.engine.replica import EngineSettings, Replica, ReplicaIdentity
+from shard_server.hosting import HostPools, ReplicaHost
+from shard_server.maintenance import Maintenance
+from shard_server.peers import Peers
+from shard_server.searching import Searcher
+from shard_server.service import ServicePools, ShardServicer
+from shard_server.threads import WorkPool
+from shard_server.training import Training
+from vectorfleet import serving
+from vectorfleet._version import __version__
+from vectorfleet.cluster.coordinator import Coordinator
+from vectorfleet.cluster.shard_map import CollectionRecord, NodeInfo
+from vectorfleet.internal.v1 import shard_service_pb2 as pb
+from vectorfleet.internal.v1.shard_service_pb2_grpc import add_ShardServiceServicer_to_server
+
+WRITE_BYTES_MAX: Final = 256 << 20
+"""Writes in memory that wait for their commit, over all replicas."""
+SEARCH_BYTES_MAX: Final = 512 << 20
+"""Queries in memory that wait for their search, over all calls."""
+SEARCHES_WAITING_MAX: Final = 1024
+READS_WAITING_MAX: Final = 1024
+COMMIT_THREADS: Final = 8
+"""A commit waits for the disk, and for a sealing that is behind: one slow replica must not hold up the others."""
+REPLICAS_MAX: Final = 100_000
+"""Bounds work of which there is one piece a replica."""
+BACKGROUND_NICE: Final = 10
+DRAIN_S: Final = 5.0
+RELEASE_TIMEOUT_S: Final = 3.0
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class NodeSettings:
+    """What the command line decides."""
+
+    host: str = "127.0.0.1"
+    port: int = 0
+    advertise: str = ""
+    """host:port; "": host and the bound port."""
+    search_threads: int = 0
+    """0: one for each core."""
+    engine: EngineSettings = field(default_factory=EngineSettings)
+
+
+class Node:
+    """A shard server. Made within a running event loop; `run` is called once."""
+
+    def __init__(self, data: DataDir, coordinator: Coordinator, settings: NodeSettings) -> None:
+        """Puts the parts together; nothing runs yet."""
+        self._coordinator = coordinator
+        self._settings = settings
+        self._node_id = data.node_id
+        search = WorkPool("search", threads=settings.search_threads or cores(), waiting_max=SEARCHES_WAITING_MAX)
+        reads = WorkPool("read", threads=2, waiting_max=READS_WAITING_MAX)
+        control = WorkPool("control", threads=2, waiting_max=READS_WAITING_MAX)
+        commit = WorkPool("commit", threads=COMMIT_THREADS, waiting_max=REPLICAS_MAX)
+        lifecycle = WorkPool("lifecycle", threads=4, waiting_max=REPLICAS_MAX)
+        background = WorkPool("background", threads=1, waiting_max=REPLICAS_MAX, nice=BACKGROUND_NICE)
+        training = WorkPool("training", threads=1, waiting_max=REPLICAS_MAX, nice=BACKGROUND_NICE)
+        self._pools = (search, reads, control, commit, lifecycle, background, training)
+
+        self._peers = Peers()
+        store = CodebookStore(data.codebooks)
+        self._maintenance = Maintenance(lambda: self._host.replicas, background)
+        self._host = ReplicaHost(
+            data,
+            self._open_replica,
+            Codebooks(store, self._peers, lifecycle, Codebook.load),
+            self._peers,
+            HostPools(lifecycle, commit),
+            ByteBudget("writes that wait", WRITE_BYTES_MAX),
+            self._maintenance.notify,
+        )
+        self._training = Training(store, self._peers, reads, training, _train)
+        searcher = Searcher(self._host, search, ByteBudget("queries that wait", SEARCH_BYTES_MAX))
+        self._servicer = ShardServicer(
+            self._host, searcher, self._training, store, ServicePools(reads, control), data.path
+        )
+        self._server = serving.new_server()
+        self._health = serving.LiveReadyHealth()
+
+    async def run(self, stopping: asyncio.Event, on_ready: Callable[[str], None]) -> bool:
+        """Serves until `stopping` is set.
+
+        Args:
+            stopping: ends it.
+            on_ready: called with the bound host:port once this node is registered and has opened its replicas.
+
+        Returns:
+            Whether everything was closed. False: a thread is still busy with a replica; nothing acknowledged is lost.
+
+        Raises:
+            OSError: the port cannot be had.
+        """
+        address = self._listen()
+        try:
+            await self._host.open_known()
+            await self._server.start()
+            _log.info("node %s listens on %s", self._node_id, address)
+            async with asyncio.TaskGroup() as group:
+                for_ever = [
+                    group.create_task(self._maintenance.run(), name="background work"),
+                    group.create_task(self._join(address, on_ready), name="following the shard map"),
+                ]
+                await stopping.wait()
+                _log.info("node %s stops", self._node_id)
+                self._health.stop()
+                await self._server.stop(DRAIN_S)
+                for task in for_ever:
+                    task.cancel()
+        finally:
+            closed = await self._close()
+        return closed
+
+    def _listen(self) -> str:
+        host = f"[{self._settings.host}]" if ":" in self._settings.host else self._settings.host
+        add_ShardServiceServicer_to_server(self._servicer, self._server)
+        self._health.install(self._server, [service.NAME])
+        try:
+            port = self._server.add_insecure_port(f"{host}:{self._settings.port}")
+        except RuntimeError as error:
+            raise OSError(f"cannot listen on {host}:{self._settings.port}: {error}") from error
+        address = f"{host}:{port}"
+        self._servicer.address = self._settings.advertise or address
+        return address
+
+    async def _join(self, address: str, on_ready: Callable[[str], None]) -> None:
+        await self._coordinator.start()
+        self._host.apply(self._coordinator.state)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._host.follow(self._coordinator))
+            await self._host.all_opened()
+            await self._coordinator.register(NodeInfo(self._node_id, self._servicer.address, __version__))
+            self._health.set_ready(True)
+            on_ready(address)
+
+    async def _close(self) -> bool:
+        self._health.stop()
+        await self._server.stop(0)
+        await self._training.close()
+        closed = await self._host.close()
+        await self._peers.close()
+        for pool in self._pools:
+            pool.close()
+        try:
+            async with asyncio.timeout(RELEASE_TIMEOUT_S):
+                await self._coordinator.close()
+        except TimeoutError:
+            _log.warning("etcd did not take the lease back; it lapses by itself")
+        return closed
+
+    def _open_replica(
+        self, directory: Path, record: CollectionRecord, shard: int, codebook: Codebook | None
+    ) -> Replica:
+        identity = ReplicaIdentity(record.uid, shard, record.dim, record.metric, record.index.kind)
+        return Replica.open(directory, identity, self._settings.engine, codebook)
+
+
+def cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def _train(sample: NDArray[np.float32], request: pb.TrainCodebookRequest, record: CollectionRecord) -> bytes:
+    return train_codebook(
+        sample,
+        kind=request.kind or record.index.kind,
+        metric=record.metric,
+        nlist=request.nlist,
+        m=request.m,
+        seed=request.seed % 2**31,  # FAISS takes a C int
+    )
