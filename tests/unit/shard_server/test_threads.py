@@ -1,0 +1,94 @@
+"""Thread pools: bounded, punctual, and without work for callers who have left."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from shard_server.threads import Gate, WorkPool
+from tests.unit.shard_server.fake_replica import TIMEOUT_S, until
+from vectorfleet.errors import DeadlineExceeded, ResourceExhausted
+
+
+@pytest.fixture
+def busy() -> Iterator[threading.Event]:
+    """Holds threads up until it is set."""
+    event = threading.Event()
+    yield event
+    event.set()
+
+
+async def filled(pool: WorkPool, busy: threading.Event, calls: int) -> list[asyncio.Task[bool]]:
+    tasks = [asyncio.create_task(pool.run(busy.wait, TIMEOUT_S)) for _ in range(calls)]
+    await asyncio.sleep(0)
+    return tasks
+
+
+async def test_a_call_beyond_the_bound_is_refused(busy: threading.Event) -> None:
+    pool = WorkPool("test", threads=1, waiting_max=2)
+    tasks = await filled(pool, busy, 1 + 1 + 2)  # one runs, one is handed over ahead, two wait
+    with pytest.raises(ResourceExhausted) as caught:
+        await pool.run(int)
+    assert caught.value.reason == "OVERLOADED"
+    busy.set()
+    assert all(await asyncio.gather(*tasks))
+    assert await pool.run(int) == 0
+    pool.close()
+
+
+async def test_work_whose_time_is_up_never_starts(busy: threading.Event) -> None:
+    pool = WorkPool("test", threads=1, waiting_max=10)
+    tasks = await filled(pool, busy, 1)
+    started: list[str] = []
+    soon = time.monotonic() + 0.05
+    ahead = asyncio.create_task(pool.run_until(soon, started.append, "handed over ahead"))
+    waiting = asyncio.create_task(pool.run_until(soon, started.append, "waiting"))
+    with pytest.raises(DeadlineExceeded):
+        await waiting
+    busy.set()
+    with pytest.raises(DeadlineExceeded):
+        await ahead
+    await asyncio.gather(*tasks)
+    assert started == []
+    pool.close()
+
+
+async def test_work_whose_caller_left_never_starts_and_makes_room(busy: threading.Event) -> None:
+    pool = WorkPool("test", threads=1, waiting_max=1)
+    tasks = await filled(pool, busy, 1)
+    started: list[str] = []
+    left = [asyncio.create_task(pool.run(started.append, name)) for name in ("ahead", "waiting")]
+    await asyncio.sleep(0)
+    for task in left:
+        task.cancel()
+    await asyncio.wait(left)
+    later = asyncio.create_task(pool.run(started.append, "later"))
+    await asyncio.sleep(0)
+    busy.set()
+    await asyncio.gather(*tasks, later)
+    assert started == ["later"]
+    pool.close()
+
+
+async def test_background_threads_yield_to_others() -> None:
+    pool = WorkPool("test", threads=1, waiting_max=1, nice=3)
+    there = await pool.run(lambda: os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+    assert there == os.getpriority(os.PRIO_PROCESS, 0) + 3 or there == 3
+    pool.close()
+
+
+async def test_a_gate_shuts_after_the_last_has_left() -> None:
+    gate = Gate()
+    assert gate.enter()
+    assert not gate.shut(0.01)
+    assert not gate.enter(), "it is shut for newcomers"
+    shutting = asyncio.create_task(asyncio.to_thread(gate.shut, TIMEOUT_S))
+    await asyncio.sleep(0)
+    gate.leave()
+    assert await shutting
+    await until(shutting.done, "shut")
