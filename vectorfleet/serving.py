@@ -30,13 +30,17 @@ _MESSAGE_BYTES_MAX: Final = 900
 _log = logging.getLogger(__name__)
 
 
-def new_server(interceptors: Sequence[grpc.aio.ServerInterceptor] = ()) -> grpc.aio.Server:
+def new_server(
+    interceptors: Sequence[grpc.aio.ServerInterceptor] = (), *, reuse_port: bool = False
+) -> grpc.aio.Server:
     """Makes a server with our limits that turns every exception of its handlers into the error table's status.
 
     Args:
         interceptors: further ones; they run inside the mapping, so that what they raise is mapped too.
+        reuse_port: True: the port may be shared with other processes that allow it too.
     """
-    return grpc.aio.server(options=list(SERVER_OPTIONS), interceptors=[RpcErrors(), *interceptors])
+    options = {**dict(SERVER_OPTIONS), "grpc.so_reuseport": int(reuse_port)}
+    return grpc.aio.server(options=list(options.items()), interceptors=[RpcErrors(), *interceptors])
 
 
 def remaining_s(context: grpc.aio.ServicerContext[Any, Any], default_s: float) -> float:

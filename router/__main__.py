@@ -1,0 +1,67 @@
+"""`python -m router`: reads the command line, runs one router until SIGTERM or SIGINT.
+
+Prints one line on stdout, `ready HOST:PORT`; logs go to stderr. Exit status: 0 after a stop, 1 where it cannot run, 2 for a
+command line that makes no sense.
+"""
+
+from __future__ import annotations
+
+import os
+
+# Before torch may be imported by the first text: tokenisers' own threads would fight the model's for the cores.
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+
+import argparse
+import asyncio
+import faulthandler
+import logging
+import signal
+import sys
+
+from router.arguments import parse
+from router.server import Router, RouterSettings
+from vectorfleet.cluster.etcd_arguments import coordinator_of
+
+_log = logging.getLogger("router")
+
+
+def main() -> int:
+    """Runs the process; returns its exit status."""
+    arguments = parse(sys.argv[1:])
+    faulthandler.enable()
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=arguments.log_level.upper(),
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+    )
+    try:
+        asyncio.run(_serve(arguments))
+    except (OSError, ValueError) as error:
+        _log.error("%s", error)
+        return 1
+    return 0
+
+
+async def _serve(arguments: argparse.Namespace) -> None:
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    settings = RouterSettings(
+        router_id=arguments.router_id,
+        host=arguments.host,
+        port=arguments.port,
+        reuse_port=arguments.reuse_port,
+        embed_threads=arguments.embed_threads,
+        batches_in_flight=arguments.batches_in_flight,
+    )
+    await Router(coordinator_of(arguments), settings).run(stopping, _announce)
+
+
+def _announce(address: str) -> None:
+    print(f"ready {address}", flush=True)  # noqa: T201 (a launcher reads it)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,184 @@
+"""One batch of queries, asked of every shard that it needs, and whatever came back by a given moment.
+
+It neither merges (merge.py) nor knows who waits (batching.py). A node is asked once for all of its shards. A shard that
+cannot answer costs its own part: it ends in `missing` with a reason of docs/errors.md, never in an exception.
+
+A shard whose map was stale is asked once more, wherever a newer map says that it lives.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from router.deadline import Deadline
+from router.freshness import newer_state
+from router.merge import ShardAnswer
+from router.nodes import Node, NodePool
+from router.replica_choice import read_replica
+from router.validation import Matrix, SearchOptions
+from vectorfleet import errors
+from vectorfleet.cluster.coordinator import Coordinator
+from vectorfleet.cluster.placement import placement_for
+from vectorfleet.cluster.shard_map import CollectionRecord, ShardAssignment
+from vectorfleet.internal.v1 import shard_service_pb2
+from vectorfleet.v1 import types_pb2
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What the shards of one collection are asked."""
+
+    record: CollectionRecord
+    vectors: Matrix
+    options: SearchOptions
+    min_seqno: Mapping[int, int]
+    """Shard → the seqno that it must have applied; absent: none."""
+
+
+@dataclass(slots=True)
+class Answers:
+    """What came back so far."""
+
+    shards_total: int
+    answered: dict[int, ShardAnswer] = field(default_factory=dict)
+    missing: dict[int, types_pb2.MissingShard] = field(default_factory=dict)
+
+    def coverage(self, asked: Sequence[int]) -> types_pb2.Coverage:
+        """Who answered; shards that said nothing yet are missing because the time is up."""
+        missing = []
+        for shard in asked:
+            if shard not in self.answered:
+                late = types_pb2.MissingShard(
+                    shard=shard, reason="DEADLINE_EXCEEDED", message="the shard did not answer in time"
+                )
+                missing.append(self.missing.get(shard, late))
+        return types_pb2.Coverage(shards_total=self.shards_total, shards_answered=len(self.answered), missing=missing)
+
+
+class Fanout:
+    """Asks shards wherever the newest shard map says that they live."""
+
+    def __init__(self, coordinator: Coordinator, nodes: NodePool) -> None:
+        self._coordinator = coordinator
+        self._nodes = nodes
+
+    async def ask(self, question: Question, answers: Answers, deadline: Deadline) -> None:
+        """Asks all shards of a question, and fills `answers` as they come; raises nothing but cancellation."""
+        shards = {shard.shard: shard for shard in question.record.shards}
+        asked = [shards[number] for number in placement_for(question.record).shards_to_search()]
+        await self._ask(question, asked, answers, deadline, self._coordinator.state.epoch)
+
+    async def _ask(
+        self,
+        question: Question,
+        shards: Sequence[ShardAssignment],
+        answers: Answers,
+        deadline: Deadline,
+        epoch: int,
+        *,
+        again: bool = False,
+    ) -> None:
+        by_node: defaultdict[str, list[ShardAssignment]] = defaultdict(list)
+        state = self._coordinator.state
+        for shard in shards:
+            by_node[read_replica(shard, lambda node: self._nodes.reachable(node, state))].append(shard)
+        async with asyncio.TaskGroup() as tasks:
+            for node_id, group in by_node.items():
+                node = self._nodes.find(node_id, state)
+                if node is None or node.circuit.open:
+                    why = f"node {node_id} does not answer" if node_id else "no node holds the shard yet"
+                    for shard in group:
+                        _miss(answers, shard.shard, "SHARD_UNAVAILABLE", why)
+                else:
+                    tasks.create_task(self._ask_node(question, node_id, node, group, answers, deadline, epoch, again))
+
+    async def _ask_node(
+        self,
+        question: Question,
+        node_id: str,
+        node: Node,
+        shards: Sequence[ShardAssignment],
+        answers: Answers,
+        deadline: Deadline,
+        epoch: int,
+        again: bool,
+    ) -> None:
+        options = question.options
+        request = shard_service_pb2.SearchRequest(
+            collection_uid=question.record.uid,
+            epoch=epoch,
+            targets=[
+                shard_service_pb2.ShardTarget(shard=shard.shard, min_seqno=question.min_seqno.get(shard.shard, 0))
+                for shard in shards
+            ],
+            vectors=question.vectors.tobytes(),
+            query_count=len(question.vectors),
+            k=options.k,
+            nprobe=options.nprobe,
+            oversample=options.oversample,
+            exact=options.exact,
+            with_payload=options.with_payload,
+            with_vector=options.with_vector,
+        )
+        try:
+            response = await node.call(node.stub.Search(request, timeout=deadline.remaining_s()))
+            by_shard = {result.shard: result for result in response.results}
+            outcomes = {shard.shard: _read(by_shard.get(shard.shard), question) for shard in shards}
+        except errors.VectorfleetError as error:
+            outcomes = {shard.shard: error for shard in shards}
+
+        stale = []
+        for shard in shards:
+            outcome = outcomes[shard.shard]
+            if isinstance(outcome, ShardAnswer):
+                answers.answered[shard.shard] = outcome
+            elif outcome.reason == "STALE_SHARD_MAP" and not again:
+                stale.append(shard.shard)
+            else:
+                reason = "SHARD_UNAVAILABLE" if outcome.reason == "UNREACHABLE" else outcome.reason
+                _miss(answers, shard.shard, reason, f"node {node_id}: {outcome.message}")
+        if stale:
+            await self._ask_again(question, stale, answers, deadline, epoch)
+
+    async def _ask_again(
+        self, question: Question, stale: Sequence[int], answers: Answers, deadline: Deadline, epoch: int
+    ) -> None:
+        state = await newer_state(self._coordinator, epoch, deadline)
+        record = state.by_uid(question.record.uid)
+        if record is None:
+            for number in stale:
+                _miss(answers, number, "COLLECTION_NOT_FOUND", "the collection was deleted meanwhile")
+            return
+        shards = [shard for shard in record.shards if shard.shard in stale]
+        await self._ask(question, shards, answers, deadline, state.epoch, again=True)
+
+
+def _read(result: shard_service_pb2.ShardResult | None, question: Question) -> ShardAnswer | errors.VectorfleetError:
+    """Reads one shard's result, and refuses one that is not what was asked for."""
+    if result is None:
+        return errors.InternalError("the node left the shard out of its answer")
+    if result.error_reason:
+        return errors.error_for(result.error_reason, result.error_message)
+    hits, remainder = divmod(len(result.scores), 4)
+    dim = question.record.dim
+    sound = (
+        remainder == 0
+        and len(result.counts) == 4 * len(question.vectors)
+        and len(result.ids) == hits
+        and len(result.payloads) in (0, hits)
+        and len(result.vectors) in (0, 4 * dim * hits)
+    )
+    counts = np.frombuffer(result.counts, "<u4") if sound else np.empty(0, np.uint32)
+    if not sound or int(counts.sum(dtype=np.int64)) != hits:
+        return errors.InternalError("the node's answer does not fit the question")
+    scores = np.frombuffer(result.scores, "<f4")
+    return ShardAnswer(result.shard, counts, scores, result.ids, result.payloads, result.vectors)
+
+
+def _miss(answers: Answers, shard: int, reason: str, message: str) -> None:
+    answers.missing[shard] = types_pb2.MissingShard(shard=shard, reason=reason, message=message)

@@ -1,0 +1,132 @@
+"""The ways to the nodes: one channel to each, and what is known of how the node answers.
+
+It does not choose replicas (replica_choice.py) and interprets no answer. It remembers the address of a node whose lease
+lapsed for as long as the shard map names that node: a node that lost etcd alone still serves, and may be asked.
+
+Invariant: a channel exists only for addresses of known nodes; it is closed when the last such node is gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable
+from dataclasses import dataclass, field
+from typing import Final, TypeVar
+
+import grpc
+
+from router.circuit import Circuit
+from vectorfleet import errors
+from vectorfleet.cluster.coordinator import Coordinator
+from vectorfleet.cluster.shard_map import ClusterState
+from vectorfleet.internal.v1 import shard_service_pb2, shard_service_pb2_grpc
+from vectorfleet.rpc_options import CHANNEL_OPTIONS
+
+PROBE_INTERVAL_S: Final = 0.25
+PROBE_TIMEOUT_S: Final = 1.0
+_CLOSE_GRACE_S: Final = 1.0
+
+_log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class Node:
+    """The way to one node."""
+
+    address: str
+    channel: grpc.aio.Channel
+    stub: shard_service_pb2_grpc.ShardServiceAsyncStub
+    circuit: Circuit = field(default_factory=Circuit)
+
+    async def call(self, call: Awaitable[T]) -> T:
+        """Awaits a call to this node, and remembers whether it was answered.
+
+        Raises:
+            VectorfleetError: what the node, or the way to it, answered.
+        """
+        begin = time.monotonic()
+        answered = False
+        try:
+            response = await call
+            answered = True
+            return response
+        except grpc.aio.AioRpcError as error:
+            answered = error.code() != grpc.StatusCode.DEADLINE_EXCEEDED
+            raise errors.from_rpc_error(error) from error
+        finally:  # a call that was cancelled tells as much as one that timed out
+            if answered:
+                self.circuit.answered()
+            else:
+                self.circuit.gave_up(time.monotonic() - begin)
+
+
+class NodePool:
+    """All nodes that the shard map knows, by id and by address."""
+
+    def __init__(self) -> None:
+        self._nodes: dict[str, Node] = {}
+        self._addresses: dict[str, str] = {}
+
+    def stub(self, address: str) -> shard_service_pb2_grpc.ShardServiceAsyncStub:
+        """The stub for an address; its channel is made on the first call."""
+        return self.at(address).stub
+
+    def at(self, address: str) -> Node:
+        """The node at an address."""
+        node = self._nodes.get(address)
+        if node is None:
+            channel = grpc.aio.insecure_channel(address, options=list(CHANNEL_OPTIONS))
+            stub = shard_service_pb2_grpc.ShardServiceStub(channel)
+            node = self._nodes[address] = Node(address, channel, stub)
+        return node
+
+    def find(self, node_id: str, state: ClusterState) -> Node | None:
+        """The node of an id, at its present or last known address; None when it was never seen."""
+        info = state.nodes.get(node_id)
+        if info is not None:
+            self._addresses[node_id] = info.address
+        address = self._addresses.get(node_id)
+        return None if address is None else self.at(address)
+
+    def reachable(self, node_id: str, state: ClusterState) -> bool:
+        """Whether a call to the node has a chance."""
+        node = self.find(node_id, state)
+        return node is not None and not node.circuit.open
+
+    async def follow(self, coordinator: Coordinator) -> None:
+        """Closes the channels of nodes that are gone, for as long as it runs; probes those that do not answer."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._probe())
+            state = coordinator.state
+            while True:
+                await self.retain(state)
+                state = await coordinator.changed(state.epoch)
+
+    async def retain(self, state: ClusterState) -> None:
+        """Learns the nodes' addresses, and closes the channels to all that no node has any more."""
+        named = {node for record in state.collections.values() for shard in record.shards for node in shard.replicas}
+        known = {node: address for node, address in self._addresses.items() if node in named}
+        self._addresses = known | {node.id: node.address for node in state.nodes.values()}
+        addresses = set(self._addresses.values())
+        gone = [self._nodes.pop(address) for address in list(self._nodes) if address not in addresses]
+        await asyncio.gather(*(node.channel.close(_CLOSE_GRACE_S) for node in gone))
+
+    async def close(self) -> None:
+        """Closes all channels; calls under way end."""
+        nodes, self._nodes = list(self._nodes.values()), {}
+        await asyncio.gather(*(node.channel.close() for node in nodes))
+
+    async def _probe(self) -> None:
+        while True:
+            await asyncio.sleep(PROBE_INTERVAL_S)
+            await asyncio.gather(*(self._ask(node) for node in list(self._nodes.values()) if node.circuit.open))
+
+    async def _ask(self, node: Node) -> None:
+        request = shard_service_pb2.DescribeRequest(collection_uid="-")  # of no collection: the smallest answer
+        try:
+            await node.call(node.stub.Describe(request, timeout=PROBE_TIMEOUT_S))
+        except errors.VectorfleetError as error:
+            _log.info("node at %s still does not answer: %s", node.address, error)

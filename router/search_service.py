@@ -1,0 +1,110 @@
+"""`vectorfleet.v1.SearchService`: from a public search to its answer, step by step; each step lives elsewhere."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any, Final
+
+import grpc
+
+from router import search_stream, tokens, validation
+from router.catalog import Catalog
+from router.deadline import Deadline
+from router.embedding import Embedder, Purpose
+from router.results import search_response
+from router.searches import MERGE_ON_LOOP_MAX, Searches, Share
+from router.texts import embed_texts
+from router.validation import SearchOptions
+from vectorfleet import errors, limits
+from vectorfleet.v1 import search_service_pb2
+
+NAME: Final = search_service_pb2.DESCRIPTOR.services_by_name["SearchService"].full_name
+
+
+class SearchService:
+    """Answers searches, alone or over a stream."""
+
+    def __init__(self, catalog: Catalog, searches: Searches, embedder: Embedder, stopping: asyncio.Event) -> None:
+        self._catalog = catalog
+        self._searches = searches
+        self._embedder = embedder
+        self._stopping = stopping
+
+    def install(self, server: grpc.aio.Server) -> None:
+        """Adds the service to a server.
+
+        By hand, since messages of a stream need a deserialiser that does not end the stream.
+        """
+        handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
+            "Search": grpc.unary_unary_rpc_method_handler(
+                self.search,
+                search_service_pb2.SearchRequest.FromString,
+                search_service_pb2.SearchResponse.SerializeToString,
+            ),
+            "SearchStream": grpc.stream_stream_rpc_method_handler(
+                self.search_stream,
+                search_stream.decode,
+                search_service_pb2.SearchStreamResponse.SerializeToString,
+            ),
+        }
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(NAME, handlers),))
+
+    async def search(
+        self, request: search_service_pb2.SearchRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> search_service_pb2.SearchResponse:
+        """Answers 1 to 1,024 queries."""
+        deadline = Deadline.of_caller(context.time_remaining(), limits.SEARCH_TIMEOUT_DEFAULT_S)
+        async with asyncio.timeout_at(deadline.at_s):
+            return await self._answer(request, deadline)
+
+    async def search_stream(
+        self,
+        requests: AsyncIterator[search_service_pb2.SearchStreamRequest | search_stream.Undecodable],
+        context: grpc.aio.ServicerContext[Any, Any],
+    ) -> AsyncIterator[search_service_pb2.SearchStreamResponse]:
+        """Answers a stream of searches."""
+        remaining_s = context.time_remaining()
+        whole = None if remaining_s is None else Deadline.after(remaining_s)
+        async for response in search_stream.answer_stream(requests, self._answer, whole, self._stopping):
+            yield response
+
+    async def _answer(
+        self, request: search_service_pb2.SearchRequest, deadline: Deadline
+    ) -> search_service_pb2.SearchResponse:
+        record = self._catalog.find(validation.collection_name(request.collection))
+        options = validation.search_options(request)
+        min_coverage = validation.min_coverage(request)
+        min_seqno = tokens.read(request.consistency_token, record)
+        queries = validation.queries(request, record.dim)
+        skip = dict(zip(queries.text_rows, queries.texts, strict=True))
+        validation.check_vectors(
+            queries.vectors,
+            record.metric,
+            lambda row: f"queries[{row}].{request.queries[row].WhichOneof('query')}",
+            skip=skip,
+        )
+        vectors = await embed_texts(self._embedder, queries, record, Purpose.QUERY, lambda row: f"queries[{row}].text")
+        share = await self._searches.search(record, vectors, options, min_seqno, deadline)
+        _demand(min_coverage, share)
+        return await _render(share, record.dim, options)
+
+
+def _demand(min_coverage: float, share: Share) -> None:
+    """Refuses an answer that speaks for too few shards."""
+    coverage = share.coverage
+    answered, total = coverage.shards_answered, coverage.shards_total
+    # The caller's share went through float32: 0.1 arrives as a little more than 1 of 10.
+    if answered < total and answered / total < min_coverage - 1e-6:
+        first = coverage.missing[0]
+        raise errors.Unavailable(
+            f"{answered} of {total} shards answered, min_coverage asks for {min_coverage:g}; "
+            f"shard {first.shard}: {first.reason}, {first.message}",
+            reason="TOO_FEW_SHARDS",
+        )
+
+
+async def _render(share: Share, dim: int, options: SearchOptions) -> search_service_pb2.SearchResponse:
+    if len(share.winners.ids) <= MERGE_ON_LOOP_MAX:
+        return search_response(share, dim, options)
+    return await asyncio.to_thread(search_response, share, dim, options)

@@ -1,0 +1,144 @@
+"""Many searches over one long-lived stream: bounded, each with its own deadline, each with its own answer or error.
+
+Answers come in the order in which they are done. At most STREAM_INFLIGHT_MAX searches of a stream are under way or waiting to be
+written; beyond that nothing is read, and gRPC's flow control holds the client back. A request that fails is answered with its
+error, and the stream goes on: even one that cannot be decoded, as far as its id can be told.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from google.protobuf.empty_pb2 import Empty
+from google.protobuf.message import DecodeError
+from google.protobuf.unknown_fields import UnknownFieldSet
+
+from router.deadline import Deadline
+from vectorfleet import errors, limits, malformed
+from vectorfleet.v1 import search_service_pb2
+
+_log = logging.getLogger(__name__)
+
+Answer: TypeAlias = Callable[[search_service_pb2.SearchRequest, Deadline], Awaitable[search_service_pb2.SearchResponse]]
+
+
+@dataclass(frozen=True, slots=True)
+class Undecodable:
+    """A message of the stream that protobuf refuses."""
+
+    request_id: int
+    """0 where it cannot be told."""
+    error: errors.InvalidRequest
+
+
+def decode(raw: bytes) -> search_service_pb2.SearchStreamRequest | Undecodable:
+    """Reads one message of a stream; never raises."""
+    try:
+        return search_service_pb2.SearchStreamRequest.FromString(raw)
+    except DecodeError:
+        error = malformed.explain(search_service_pb2.SearchStreamRequest.DESCRIPTOR, raw)
+        return Undecodable(_request_id(raw), error)
+
+
+async def answer_stream(
+    requests: AsyncIterator[search_service_pb2.SearchStreamRequest | Undecodable],
+    answer: Answer,
+    whole: Deadline | None,
+    stopping: asyncio.Event,
+) -> AsyncIterator[search_service_pb2.SearchStreamResponse]:
+    """Answers a stream of requests.
+
+    Args:
+        requests: what the client sends.
+        answer: answers one search; raises `VectorfleetError`.
+        whole: the deadline of the stream itself; None: it has none.
+        stopping: set when the process stops: nothing more is read, and what is under way is answered.
+
+    Raises:
+        Unavailable: SHUTTING_DOWN, after the last answer.
+    """
+    room = asyncio.Semaphore(limits.STREAM_INFLIGHT_MAX)
+    finished: asyncio.Queue[search_service_pb2.SearchStreamResponse | None] = asyncio.Queue()  # bounded by `room`
+    open_ids: set[int] = set()
+    tasks: set[asyncio.Task[None]] = set()
+
+    async def run(request: search_service_pb2.SearchStreamRequest | Undecodable) -> None:
+        response = search_service_pb2.SearchStreamResponse(request_id=request.request_id)
+        try:
+            if isinstance(request, Undecodable):
+                raise request.error
+            deadline = Deadline.of_caller(request.timeout_ms / 1000 or None, limits.SEARCH_TIMEOUT_DEFAULT_S)
+            deadline = deadline if whole is None else min(deadline, whole)
+            with _claimed(open_ids, request.request_id):
+                async with asyncio.timeout_at(deadline.at_s):
+                    response.response.CopyFrom(await answer(request.request, deadline))
+        except Exception as error:
+            response.error = errors.to_status(_as_vectorfleet_error(error)).SerializeToString()
+        finished.put_nowait(response)
+
+    async def read() -> None:
+        try:
+            while True:
+                await room.acquire()
+                task = asyncio.create_task(run(await anext(requests)))
+                tasks.add(task)
+                task.add_done_callback(tasks.discard)
+        except StopAsyncIteration:
+            pass
+        finally:
+            await asyncio.gather(*tasks)
+            finished.put_nowait(None)
+
+    reader = asyncio.create_task(read())
+    stop = asyncio.create_task(stopping.wait())
+    stop.add_done_callback(lambda _: reader.cancel())
+    try:
+        while (response := await finished.get()) is not None:
+            yield response
+            room.release()
+        if stopping.is_set():
+            raise errors.Unavailable("the router is stopping", reason="SHUTTING_DOWN")
+        await reader  # raises where reading failed
+    finally:
+        for task in (stop, reader, *tasks):
+            task.cancel()
+        await asyncio.gather(stop, reader, *tasks, return_exceptions=True)
+
+
+@contextlib.contextmanager
+def _claimed(open_ids: set[int], request_id: int) -> Iterator[None]:
+    """Holds a request id while its request is open."""
+    if request_id == 0:
+        raise errors.InvalidRequest("a request_id is required, and is not 0", field="request_id")
+    if request_id in open_ids:
+        raise errors.InvalidRequest(f"request {request_id} is still open", field="request_id")
+    open_ids.add(request_id)
+    try:
+        yield
+    finally:
+        open_ids.discard(request_id)
+
+
+def _as_vectorfleet_error(error: Exception) -> errors.VectorfleetError:
+    if isinstance(error, errors.VectorfleetError):
+        return error
+    if isinstance(error, TimeoutError):
+        return errors.DeadlineExceeded("the deadline passed")
+    _log.error("a search of a stream failed", exc_info=error)
+    return errors.InternalError(f"{type(error).__name__}; the router's log says more")
+
+
+def _request_id(raw: bytes) -> int:
+    try:
+        fields = UnknownFieldSet(Empty.FromString(raw))
+    except DecodeError:
+        return 0
+    for field in fields:  # type: ignore[attr-defined]  # the stubs miss that it can be iterated
+        if field.field_number == 1 and isinstance(field.data, int):
+            return field.data
+    return 0

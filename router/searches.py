@@ -1,0 +1,206 @@
+"""Searches from admission to merged hits: the asyncio shell around batching, fan-out and merge.
+
+A caller hands in its queries and awaits its share of a batch. The batch is asked of the shards once. Each of its callers keeps
+its own deadline: one that cannot wait longer gets what came back so far, while the others of the batch wait on.
+A caller that went away is dropped before its batch leaves.
+
+Invariant: every search that was admitted is answered, refused or cancelled; `close` leaves no task behind.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, TypeAlias
+
+import numpy as np
+
+from router.batching import Lane
+from router.deadline import Deadline
+from router.fanout import Answers, Fanout, Question
+from router.merge import ShardAnswer, Winners, merge
+from router.validation import Matrix, SearchOptions
+from vectorfleet import errors, limits
+from vectorfleet.cluster.placement import placement_for
+from vectorfleet.cluster.shard_map import CollectionRecord
+from vectorfleet.v1 import types_pb2
+
+QUEUED_QUERIES_MAX: Final = 16 * limits.QUERIES_MAX
+MERGE_ON_LOOP_MAX: Final = 20_000
+"""Hits that are merged on the event loop; more go to a thread, so that others are not held up."""
+_TOO_LARGE: Final = frozenset({"RESPONSE_TOO_LARGE", "MESSAGE_TOO_LARGE"})
+
+LaneKey: TypeAlias = tuple[str, SearchOptions, tuple[tuple[int, int], ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """One caller's part of a merged batch."""
+
+    answers: Sequence[ShardAnswer]
+    winners: Winners
+    first_query: int
+    queries: int
+    coverage: types_pb2.Coverage
+
+
+@dataclass(slots=True, eq=False)
+class _Waiting:
+    record: CollectionRecord
+    vectors: Matrix
+    deadline: Deadline
+    share: asyncio.Future[Share]
+
+
+class Searches:
+    """Admits searches, batches them, and gives each caller its share."""
+
+    def __init__(self, fanout: Fanout, *, in_flight_max: int = 2) -> None:
+        self._fanout = fanout
+        self._in_flight_max = in_flight_max
+        self._lanes: dict[LaneKey, Lane[_Waiting]] = {}
+        self._wakes: dict[LaneKey, asyncio.TimerHandle] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._queued = 0
+
+    async def search(
+        self,
+        record: CollectionRecord,
+        vectors: Matrix,
+        options: SearchOptions,
+        min_seqno: Mapping[int, int],
+        deadline: Deadline,
+    ) -> Share:
+        """Answers validated queries.
+
+        Args:
+            record: the collection.
+            vectors: float32[queries, dim].
+            options: what to look for, and how hard.
+            min_seqno: shard → the write that its answer must include.
+            deadline: the caller's.
+
+        Raises:
+            ResourceExhausted: OVERLOADED, the queue is full; RESPONSE_TOO_LARGE, the hits do not fit a message.
+            NotFound: the collection was deleted meanwhile.
+        """
+        if self._queued + len(vectors) > QUEUED_QUERIES_MAX:
+            raise errors.ResourceExhausted(f"{self._queued} queries wait already")
+        key = (record.uid, options, tuple(sorted(min_seqno.items())))
+        lane = self._lanes.get(key)
+        if lane is None:
+            lane = self._lanes[key] = Lane(self._in_flight_max, limits.QUERIES_MAX)
+        waiting = _Waiting(record, vectors, deadline, asyncio.get_running_loop().create_future())
+        self._queued += len(vectors)
+        lane.put(waiting, len(vectors))
+        self._pump(key, lane)
+        return await waiting.share
+
+    async def close(self) -> None:
+        """Cancels all batches under way."""
+        for wake in self._wakes.values():
+            wake.cancel()
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _pump(self, key: LaneKey, lane: Lane[_Waiting]) -> None:
+        """Lets every batch leave that may leave now."""
+        while (taken := lane.take(time.monotonic())) is not None:
+            number, batch = taken
+            self._queued -= sum(len(waiting.vectors) for waiting in batch)
+            task = asyncio.create_task(self._run(key, lane, number, batch))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        wake = self._wakes.pop(key, None)
+        if wake is not None:
+            wake.cancel()
+        if lane.idle:
+            self._lanes.pop(key, None)
+        elif (wake_s := lane.wake_s(time.monotonic())) is not None:
+            loop = asyncio.get_running_loop()
+            self._wakes[key] = loop.call_later(max(0.0, wake_s - time.monotonic()), self._pump, key, lane)
+
+    async def _run(self, key: LaneKey, lane: Lane[_Waiting], number: int, batch: list[_Waiting]) -> None:
+        _, options, min_seqno = key
+        try:
+            here = [waiting for waiting in batch if not waiting.share.done()]
+            if here:
+                await self._answer(here, options, dict(min_seqno))
+        except Exception as error:  # a defect: each caller reports it, and the router goes on
+            for waiting in batch:
+                if not waiting.share.done():
+                    waiting.share.set_exception(error)
+        finally:
+            for waiting in batch:
+                waiting.share.cancel()  # no effect on those that are answered
+            lane.finished(number)
+            self._pump(key, lane)
+
+    async def _answer(self, batch: list[_Waiting], options: SearchOptions, min_seqno: Mapping[int, int]) -> None:
+        """Asks the shards, and settles each caller when all have answered or its own time is up."""
+        vectors = batch[0].vectors if len(batch) == 1 else np.concatenate([waiting.vectors for waiting in batch])
+        question = Question(batch[-1].record, vectors, options, min_seqno)
+        answers = Answers(len(question.record.shards))
+        answer_by_s = {waiting: waiting.deadline.answer_by_s() for waiting in batch}
+        ask = asyncio.create_task(self._fanout.ask(question, answers, Deadline(max(answer_by_s.values()))))
+        try:
+            left = batch
+            while left:
+                patience_s = min(answer_by_s[waiting] for waiting in left) - time.monotonic()
+                await asyncio.wait((ask,), timeout=max(0.0, patience_s))
+                if ask.done():
+                    ask.result()
+                    break
+                now_s = time.monotonic()
+                await self._settle(batch, question, answers, [w for w in left if answer_by_s[w] <= now_s])
+                left = [waiting for waiting in left if not waiting.share.done()]
+        finally:
+            ask.cancel()
+            await asyncio.gather(ask, return_exceptions=True)
+        await self._settle(batch, question, answers, left)
+
+    async def _settle(
+        self, batch: list[_Waiting], question: Question, answers: Answers, callers: Sequence[_Waiting]
+    ) -> None:
+        """Gives these callers of a batch their share of what came back so far."""
+        if not callers:
+            return
+        reasons = {missing.reason for missing in answers.missing.values()}
+        if "COLLECTION_NOT_FOUND" in reasons:
+            raise errors.NotFound(f"collection {question.record.name} was deleted meanwhile")
+        if reasons & _TOO_LARGE:
+            if len(batch) == 1:
+                raise errors.ResourceExhausted(
+                    "the hits of a shard pass 64 MiB: ask for fewer queries, hits, vectors or payloads",
+                    reason="RESPONSE_TOO_LARGE",
+                )
+            await self._one_by_one(callers, question)
+            return
+        answered = list(answers.answered.values())
+        coverage = answers.coverage(placement_for(question.record).shards_to_search())
+        descending = question.record.metric != types_pb2.METRIC_L2
+        arguments = (answered, len(question.vectors), question.options.k)
+        if sum(len(answer.scores) for answer in answered) <= MERGE_ON_LOOP_MAX:
+            winners = merge(*arguments, descending=descending)
+        else:
+            winners = await asyncio.to_thread(merge, *arguments, descending=descending)
+        first = 0
+        wanted = set(callers)
+        for waiting in batch:
+            if waiting in wanted and not waiting.share.done():
+                waiting.share.set_result(Share(answered, winners, first, len(waiting.vectors), coverage))
+            first += len(waiting.vectors)
+
+    async def _one_by_one(self, callers: Sequence[_Waiting], question: Question) -> None:
+        """Asks for each caller alone: their hits did not fit one message together."""
+        for waiting in callers:
+            try:
+                if not waiting.share.done():
+                    await self._answer([waiting], question.options, question.min_seqno)
+            except errors.VectorfleetError as error:
+                if not waiting.share.done():
+                    waiting.share.set_exception(error)

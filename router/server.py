@@ -1,0 +1,130 @@
+"""One router put together, and its life from the open port to the last answer.
+
+Life: the port is open (live) → etcd's state is loaded (ready) → stop: not ready, no new calls, those under way get a few
+seconds, the election is given up. Calls that come before the state is loaded are refused with COORDINATOR_UNAVAILABLE.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from router import cluster_service, collection_service, point_service, search_service
+from router.catalog import Catalog
+from router.cluster_service import ClusterService
+from router.collection_service import CollectionService
+from router.controller import Controller
+from router.embedding import Embedder
+from router.fanout import Fanout
+from router.nodes import NodePool
+from router.point_service import PointService
+from router.reads import Reads
+from router.search_service import SearchService
+from router.searches import Searches
+from router.shard_calls import ShardCalls
+from router.writes import Writes
+from vectorfleet import serving
+from vectorfleet.cluster.coordinator import Coordinator
+from vectorfleet.v1.cluster_service_pb2_grpc import add_ClusterServiceServicer_to_server
+from vectorfleet.v1.collection_service_pb2_grpc import add_CollectionServiceServicer_to_server
+from vectorfleet.v1.point_service_pb2_grpc import add_PointServiceServicer_to_server
+
+SERVICES: Final = (collection_service.NAME, point_service.NAME, search_service.NAME, cluster_service.NAME)
+DRAIN_S: Final = 5.0
+RELEASE_TIMEOUT_S: Final = 3.0
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class RouterSettings:
+    """What the command line decides."""
+
+    router_id: str
+    host: str = "127.0.0.1"
+    port: int = 0
+    reuse_port: bool = False
+    embed_threads: int = 0
+    """0: half of the cores."""
+    batches_in_flight: int = 2
+
+
+class Router:
+    """A router. Made within a running event loop; `run` is called once."""
+
+    def __init__(self, coordinator: Coordinator, settings: RouterSettings) -> None:
+        """Puts the parts together; nothing runs yet."""
+        self._coordinator = coordinator
+        self._settings = settings
+        self._stopping = asyncio.Event()
+        self._nodes = NodePool()
+        self._embedder = Embedder(threads=settings.embed_threads)
+        self._searches = Searches(Fanout(coordinator, self._nodes), in_flight_max=settings.batches_in_flight)
+        self._controller = Controller(coordinator, self._nodes, settings.router_id)
+        self._server = serving.new_server(reuse_port=settings.reuse_port)
+        self._health = serving.LiveReadyHealth()
+
+        catalog = Catalog(coordinator, self._nodes, self._embedder)
+        calls = ShardCalls(coordinator, self._nodes)
+        points = PointService(catalog, Writes(calls), Reads(coordinator, self._nodes, calls), self._embedder)
+        add_CollectionServiceServicer_to_server(CollectionService(catalog), self._server)
+        add_PointServiceServicer_to_server(points, self._server)
+        add_ClusterServiceServicer_to_server(ClusterService(coordinator, self._nodes), self._server)
+        SearchService(catalog, self._searches, self._embedder, self._stopping).install(self._server)
+        self._health.install(self._server, SERVICES)
+
+    async def run(self, stopping: asyncio.Event, on_ready: Callable[[str], None]) -> None:
+        """Serves until `stopping` is set.
+
+        Args:
+            stopping: ends it.
+            on_ready: called with the bound host:port once the first state of the cluster is loaded.
+
+        Raises:
+            OSError: the port cannot be had.
+        """
+        address = self._listen()
+        try:
+            await self._server.start()
+            _log.info("router %s listens on %s", self._settings.router_id, address)
+            async with asyncio.TaskGroup() as group:
+                joined = group.create_task(self._join(address, on_ready), name="following the shard map")
+                await stopping.wait()
+                _log.info("router %s stops", self._settings.router_id)
+                self._health.stop()
+                self._stopping.set()
+                await self._server.stop(DRAIN_S)
+                joined.cancel()
+        finally:
+            await self._close()
+
+    def _listen(self) -> str:
+        host = f"[{self._settings.host}]" if ":" in self._settings.host else self._settings.host
+        try:
+            port = self._server.add_insecure_port(f"{host}:{self._settings.port}")
+        except RuntimeError as error:
+            raise OSError(f"cannot listen on {host}:{self._settings.port}: {error}") from error
+        return f"{host}:{port}"
+
+    async def _join(self, address: str, on_ready: Callable[[str], None]) -> None:
+        await self._coordinator.start()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._nodes.follow(self._coordinator), name="following the nodes")
+            group.create_task(self._controller.run(), name="controller")
+            self._health.set_ready(True)
+            on_ready(address)
+
+    async def _close(self) -> None:
+        self._health.stop()
+        await self._server.stop(0)
+        await self._searches.close()
+        await self._embedder.close()
+        await self._nodes.close()
+        try:
+            async with asyncio.timeout(RELEASE_TIMEOUT_S):
+                await self._coordinator.close()
+        except TimeoutError:
+            _log.warning("etcd did not take the lease back; it lapses by itself")

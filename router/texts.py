@@ -1,0 +1,45 @@
+"""Rows that came as text, embedded by their collection's model and put in their place among the vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from router.embedding import Embedder, Purpose
+from router.validation import Matrix, VectorsAndTexts
+from vectorfleet import errors
+from vectorfleet.cluster.shard_map import CollectionRecord
+
+
+async def embed_texts(
+    embedder: Embedder, rows: VectorsAndTexts, record: CollectionRecord, purpose: Purpose, field: Callable[[int], str]
+) -> Matrix:
+    """Returns all rows as vectors, float32[rows, dim].
+
+    Args:
+        embedder: does the work.
+        rows: vectors and texts.
+        record: their collection.
+        purpose: what the texts are for.
+        field: names the field of a row.
+
+    Raises:
+        FailedPrecondition: NO_EMBEDDING_MODEL, or what `Embedder.embed` says.
+    """
+    if not rows.texts:
+        return rows.vectors
+    where = field(rows.text_rows[0])
+    if not record.embedding_model:
+        raise errors.FailedPrecondition(f"collection {record.name} names no embedding model: send vectors", field=where)
+    embedded = await embedder.embed(record.embedding_model, rows.texts, purpose)
+    if embedded.shape[1] != record.dim or not np.isfinite(embedded).all():
+        raise errors.FailedPrecondition(
+            f"the model {record.embedding_model!r} no longer gives finite vectors of dimension {record.dim} "
+            f"but of {embedded.shape[1]}",
+            reason="EMBEDDING_MODEL_UNAVAILABLE",
+            field=where,
+        )
+    vectors = rows.vectors.copy()
+    vectors[list(rows.text_rows)] = embedded
+    return vectors
