@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -276,12 +276,17 @@ class EtcdClient:
         try:
             async with asyncio.timeout(self._timeouts.call_s):
                 await call.write(watch_pb2.WatchRequest(create_request=create))
-            async for response in _with_signs_of_life(call, self._timeouts.quiet_s):
-                if response.canceled:
-                    self._token = None  # a forgotten token is refused as "permission denied" here
-                    compacted = f"revision {revision} is compacted" if response.compact_revision else ""
-                    raise _unavailable(f"etcd ended the watch: {compacted or response.cancel_reason}")
-                yield [_entry(event.kv, event.type == watch_pb2.EVENT_TYPE_DELETE) for event in response.events]
+            async with aclosing(_with_signs_of_life(call, self._timeouts.quiet_s)) as responses:
+                async for response in responses:
+                    if response.compact_revision:
+                        raise _unavailable(f"revision {revision} is compacted")
+                    if response.canceled:
+                        self._token = None  # a forgotten token is refused as "permission denied" here
+                        self._turn_from(endpoint)
+                        raise _unavailable(f"etcd ended the watch: {response.cancel_reason}")
+                    yield [_entry(event.kv, event.type == watch_pb2.EVENT_TYPE_DELETE) for event in response.events]
+            self._turn_from(endpoint)
+            raise _unavailable("etcd ended the watch")
         except grpc.aio.AioRpcError as error:
             self._turn_from(endpoint)
             raise _unavailable(f"the watch at {self._endpoints[endpoint]} broke: {error.details()}") from error
@@ -357,29 +362,29 @@ Attempt = Callable[[grpc.aio.Channel, Metadata, float], Awaitable[T]]
 
 
 async def _with_signs_of_life(call: Any, quiet_s: float) -> AsyncGenerator[watch_pb2.WatchResponse, None]:
-    """Reads a watch; raises `TimeoutError` when it stays silent although it was asked for a sign of life."""
-    reading: asyncio.Task[Any] | None = None
+    """Reads a watch to its end; raises `TimeoutError` when it stays silent although it was asked for a sign of life."""
+    progress = watch_pb2.WatchRequest(progress_request=watch_pb2.WatchProgressRequest())
     asked = False
+    reading = asyncio.ensure_future(call.read())
     try:
         while True:
-            reading = reading or asyncio.ensure_future(call.read())
             await asyncio.wait([reading], timeout=quiet_s)  # a read that is cancelled would end the whole call
             if reading.done():
-                response, reading, asked = reading.result(), None, False
+                response, asked = reading.result(), False
                 if response is grpc.aio.EOF:
-                    raise _unavailable("etcd ended the watch")
+                    return
+                reading = asyncio.ensure_future(call.read())
                 yield response
             elif asked:
                 raise TimeoutError
             else:
-                progress = watch_pb2.WatchRequest(progress_request=watch_pb2.WatchProgressRequest())
-                async with asyncio.timeout(quiet_s):
-                    await call.write(progress)
                 asked = True
+                with suppress(asyncio.InvalidStateError):  # it broke just now, as the read will tell
+                    async with asyncio.timeout(quiet_s):
+                        await call.write(progress)
     finally:
-        if reading is not None:
-            reading.cancel()
-            await asyncio.wait([reading])
+        reading.cancel()
+        await asyncio.gather(reading, return_exceptions=True)
 
 
 def _channel(endpoint: str, tls: EtcdTls | None) -> grpc.aio.Channel:

@@ -1,3 +1,5 @@
+"""What the command line says of etcd, and what it refuses."""
+
 from __future__ import annotations
 
 import argparse

@@ -1,3 +1,5 @@
+"""Keys of etcd's become a cluster state; what cannot be read costs nothing else."""
+
 from __future__ import annotations
 
 import json

@@ -1,3 +1,5 @@
+"""The coordinator in memory keeps the rules of the real one."""
+
 from __future__ import annotations
 
 import asyncio

@@ -1,3 +1,5 @@
+"""The controller's decisions, as functions."""
+
 from __future__ import annotations
 
 from collections import Counter
