@@ -72,7 +72,7 @@ class Catalog:
         try:
             await self._coordinator.create_collection(record)
         except Conflict:
-            raise errors.AlreadyExists(f"collection {spec.name!r} exists", field="spec.name") from None
+            raise errors.AlreadyExists(f"collection {spec.name!r} exists") from None
         return await self._serving(record, deadline)
 
     async def describe(self, name: str, deadline: Deadline) -> types_pb2.Collection:
@@ -117,7 +117,7 @@ class Catalog:
 
     def _refuse_taken(self, name: str) -> None:
         if name in self._coordinator.state.collections:
-            raise errors.AlreadyExists(f"collection {name!r} exists", field="spec.name")
+            raise errors.AlreadyExists(f"collection {name!r} exists")
 
     async def _dimension(self, spec: types_pb2.CollectionSpec) -> int:
         if not spec.embedding_model:

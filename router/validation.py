@@ -303,6 +303,8 @@ def _mixed(given: Sequence[_Source], oneof: str, dim: int, field: Callable[[int,
 
 
 def _row(raw: bytes, dim: int, field: str) -> Matrix:
+    if not raw:
+        refuse(field, "the vector is empty")
     if len(raw) != 4 * dim:
         many = f"{len(raw) // 4} components" if len(raw) % 4 == 0 else f"{len(raw)} bytes, which is not float32,"
         refuse(field, f"the vector has {many}, but the collection's dimension is {dim}", reason="WRONG_DIMENSION")
