@@ -1,0 +1,45 @@
+"""What commands that talk to a cluster have in common: `--address`, `--timeout`, `--json`, and the client made of them."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, Final
+
+import click
+
+from vectorfleet._client import Client
+
+DEFAULT_ADDRESS: Final = "127.0.0.1:7700"
+DEFAULT_TIMEOUT_S: Final = 30.0
+
+as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of text.")
+
+
+def connected(command: Callable[..., None]) -> Callable[..., None]:
+    """Adds the options to a command, which gets `client` and `as_json` as arguments."""
+
+    @as_json
+    @click.option(
+        "--timeout",
+        type=click.FloatRange(min=0, min_open=True),
+        default=DEFAULT_TIMEOUT_S,
+        show_default=True,
+        metavar="SECONDS",
+        help="How long each call to the cluster may take.",
+    )
+    @click.option(
+        "--address",
+        envvar="VECTORFLEET_ADDRESS",
+        default=DEFAULT_ADDRESS,
+        show_default=True,
+        show_envvar=True,
+        metavar="HOST:PORT",
+        help="A router of the cluster.",
+    )
+    @functools.wraps(command)
+    def run(*args: Any, address: str, timeout: float, **options: Any) -> None:
+        with Client(address, timeout=timeout) as client:
+            command(*args, client=client, **options)
+
+    return run

@@ -1,0 +1,90 @@
+"""What commands print: aligned tables for people, one JSON document for programs. stdout carries results alone."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import unicodedata
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import click
+import numpy as np
+from numpy.typing import NDArray
+
+from vectorfleet._models import Coverage
+
+
+def show_json(value: Any) -> None:
+    """Prints one JSON document."""
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False, default=_plain))
+
+
+def show_table(headers: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Prints a table: numbers to the right, everything else to the left."""
+    body = [list(row) for row in rows]
+    cells = [[_cell(value) for value in row] for row in body]
+    right = [bool(body) and all(isinstance(row[at], int | float) for row in body) for at in range(len(headers))]
+    widths = [max(_width(line[at]) for line in [list(headers), *cells]) for at in range(len(headers))]
+    for line in [[header.upper() for header in headers], *cells]:
+        padded = [
+            " " * (width - _width(cell)) + cell if to_right else cell + " " * (width - _width(cell))
+            for cell, width, to_right in zip(line, widths, right, strict=True)
+        ]
+        click.echo("  ".join(padded).rstrip())
+
+
+def warn_of_gaps(coverage: Coverage | None) -> None:
+    """Says on stderr which shards did not answer."""
+    if coverage is None or coverage.complete:
+        return
+    gaps = "; ".join(f"shard {gap.shard}: {gap.reason} {gap.message}".strip() for gap in coverage.missing)
+    click.echo(
+        f"warning: {coverage.shards_answered} of {coverage.shards_total} shards answered ({gaps or 'no reason given'})",
+        err=True,
+    )
+
+
+def shorten(text: str, width: int) -> str:
+    """Cuts a text to a width, on one line."""
+    flat = " ".join(text.split())
+    return flat if len(flat) <= width else flat[: max(0, width - 1)] + "…"
+
+
+def short_floats(values: NDArray[np.float32]) -> list[float]:
+    """The same float32 numbers, written with as few digits as tell them apart."""
+    return [float(str(value)) for value in values]
+
+
+def human_bytes(count: int) -> str:
+    """1536 → 1.5 KiB."""
+    size = float(count)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 1024:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} TiB"
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return str(value)
+
+
+def _width(text: str) -> int:
+    return sum(
+        0 if unicodedata.combining(one) else 2 if unicodedata.east_asian_width(one) in "WF" else 1 for one in text
+    )
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, np.ndarray):
+        return short_floats(value) if value.dtype == np.float32 else value.tolist()
+    if isinstance(value, datetime.datetime):
+        return value.isoformat()
+    raise TypeError(f"{type(value).__name__} is no JSON value")

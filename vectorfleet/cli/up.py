@@ -1,0 +1,101 @@
+"""`up`: a whole cluster in the foreground, supervised, until Ctrl-C or SIGTERM."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+
+import click
+
+from vectorfleet.cli.connection import DEFAULT_ADDRESS, as_json
+from vectorfleet.local.cluster import LocalCluster, nodes_in
+from vectorfleet.local.supervision import Supervisor
+
+_NODES_DEFAULT = 2
+_STEP_S = 0.2
+_STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+@click.command()
+@click.option("--nodes", type=click.IntRange(1), help="Shard servers. [default: as the data has; 2 for new data]")
+@click.option(
+    "--routers", type=click.IntRange(1), default=1, show_default=True, help="Routers, on ports one after another."
+)
+@click.option(
+    "--port", type=click.IntRange(0, 65_535), default=7700, show_default=True, help="Of the router; 0: a free one."
+)
+@click.option("--host", default="127.0.0.1", show_default=True, help="Where the router listens.")
+@click.option(
+    "--data",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("vectorfleet-data"),
+    show_default=True,
+    help="Folder of all data and logs.",
+)
+@as_json
+def up(nodes: int | None, routers: int, port: int, host: str, data: Path, as_json: bool) -> None:
+    """Start a cluster on this machine: etcd, shard servers, routers.
+
+    Prints one line when it is ready, starts processes again that die, and stops all of them on Ctrl-C or SIGTERM (exit
+    code 0). The data is there again at the next start.
+    """
+    count = nodes if nodes is not None else nodes_in(data) or _NODES_DEFAULT
+    cluster = LocalCluster(data, nodes=count, routers=routers, host=host, port=port, log=_tell)
+    with contextlib.suppress(_Stop), _stop_on_signals():
+        try:
+            cluster.start()
+            _announce(cluster, count, as_json)
+            supervisor = Supervisor(cluster, _tell)
+            while True:
+                time.sleep(_STEP_S)
+                supervisor.step(time.monotonic())
+        finally:
+            _tell("stopping")
+            cluster.stop()
+
+
+class _Stop(BaseException):
+    """A signal asked us to stop."""
+
+
+@contextlib.contextmanager
+def _stop_on_signals() -> Iterator[None]:
+    """Raises `_Stop` at the first signal; further ones do not disturb the orderly stop that it begins."""
+    asked = False
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        nonlocal asked
+        if not asked:
+            asked = True
+            raise _Stop
+
+    before = {number: signal.signal(number, ask) for number in _STOPPING}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _announce(cluster: LocalCluster, nodes: int, as_json: bool) -> None:
+    address = cluster.address
+    if as_json:
+        processes = {name: {"pid": one.pid, "address": one.address} for name, one in cluster.processes.items()}
+        click.echo(json.dumps({"address": address, "data": str(cluster.data), "processes": processes}))
+        return
+    to = "" if address == DEFAULT_ADDRESS else f" --address {address}"
+    data = os.path.relpath(cluster.data) if cluster.data.is_relative_to(Path.cwd()) else str(cluster.data)
+    click.echo(
+        f"vectorfleet is ready on {address} ({nodes} nodes, data in {data}). Look: `vectorfleet status{to}`. "
+        f"Ask: `vectorfleet search NAME --vector '[…]'{to}`. Stop: Ctrl-C."
+    )
+
+
+def _tell(line: str) -> None:
+    click.echo(f"vectorfleet up: {line}", err=True)
