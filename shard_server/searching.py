@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from typing import TYPE_CHECKING, Final
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +29,17 @@ if TYPE_CHECKING:
 HIT_BYTES_MIN: Final = 4 + 3
 """A score, and an id of one character with its framing."""
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class PackedHits:
+    """What one shard answers, as the fields of its `ShardResult`.
+
+    Not the message itself: putting a message into another copies it, on the event loop, at a tenth of memory's speed.
+    """
+
+    fields: dict[str, Any]
+    size_bytes: int
 
 
 class Searcher:
@@ -62,17 +74,17 @@ class Searcher:
         try:
             # The answer itself needs a moment to travel.
             deadline = time.monotonic() + 0.95 * timeout_s
-            results = await asyncio.gather(*(self._target(request, target, deadline) for target in request.targets))
+            hits = await asyncio.gather(*(self._target(request, target, deadline) for target in request.targets))
         finally:
             self._budget.give(size_bytes)
-        response = pb.SearchResponse(results=results)
-        too_large = any(result.error_reason == "RESPONSE_TOO_LARGE" for result in results)
-        if too_large or response.ByteSize() > limits.CALL_BYTES_MAX:
-            # Not a shard's failure: the same request would meet it on any replica.
-            raise ResourceExhausted("the hits of this node's shards pass 64 MiB", reason="RESPONSE_TOO_LARGE")
+        if sum(one.size_bytes for one in hits) > limits.CALL_BYTES_MAX:
+            raise _too_large()
+        response = pb.SearchResponse()
+        for target, one in zip(request.targets, hits, strict=True):
+            response.results.add(shard=target.shard, **one.fields)
         return response
 
-    async def _target(self, request: pb.SearchRequest, target: pb.ShardTarget, deadline: float) -> pb.ShardResult:
+    async def _target(self, request: pb.SearchRequest, target: pb.ShardTarget, deadline: float) -> PackedHits:
         try:
             async with asyncio.timeout(deadline - time.monotonic()):
                 return await self._search_shard(request, target, deadline)
@@ -85,16 +97,19 @@ class Searcher:
             error = InternalError(
                 f"{type(raised).__name__} while shard {target.shard} was searched; see the node's log"
             )
-        return pb.ShardResult(shard=target.shard, error_reason=error.reason, error_message=error.message)
+        if error.reason == "RESPONSE_TOO_LARGE":
+            # Not this shard's failure: the request would meet it on any replica. The sum below says so.
+            return PackedHits({}, limits.CALL_BYTES_MAX + 1)
+        return PackedHits({"error_reason": error.reason, "error_message": error.message}, 0)
 
-    async def _search_shard(self, request: pb.SearchRequest, target: pb.ShardTarget, deadline: float) -> pb.ShardResult:
+    async def _search_shard(self, request: pb.SearchRequest, target: pb.ShardTarget, deadline: float) -> PackedHits:
         # Half of the time for a replica that is still loading: the search itself needs some, too.
         patience_s = max(0.0, deadline - time.monotonic()) / 2
         held = await self._host.replica_for(request.collection_uid, target.shard, request.epoch, timeout_s=patience_s)
         if target.min_seqno:
             await held.wait_applied(target.min_seqno, patience_s)
         vectors = query_matrix(request, held.record)
-        return await held.run(self._pool, deadline, search_replica, held.shard, vectors, request)
+        return await held.run(self._pool, deadline, search_replica, vectors, request)
 
 
 def check_search(request: pb.SearchRequest) -> None:
@@ -119,14 +134,12 @@ def query_matrix(request: pb.SearchRequest, record: CollectionRecord) -> NDArray
     return np.frombuffer(request.vectors, "<f4").reshape(request.query_count, record.dim)
 
 
-def search_replica(
-    replica: Replica, shard: int, vectors: NDArray[np.float32], request: pb.SearchRequest
-) -> pb.ShardResult:
+def search_replica(replica: Replica, vectors: NDArray[np.float32], request: pb.SearchRequest) -> PackedHits:
     """Searches one replica and packs its hits; blocks. Raises `ResourceExhausted` for an answer that cannot be sent."""
     hit_bytes_min = HIT_BYTES_MIN + (4 * vectors.shape[1] if request.with_vector else 0)
     hits_max = limits.CALL_BYTES_MAX // hit_bytes_min
     if request.query_count * request.k > hits_max and request.query_count * replica.stats().points > hits_max:
-        raise ResourceExhausted("the hits of one shard pass 64 MiB", reason="RESPONSE_TOO_LARGE")
+        raise _too_large()
     hits = replica.search(
         vectors,
         request.k,
@@ -136,11 +149,19 @@ def search_replica(
         with_payload=request.with_payload,
         with_vector=request.with_vector,
     )
-    return pb.ShardResult(
-        shard=shard,
-        counts=hits.counts.astype("<u4", copy=False).tobytes(),
-        scores=hits.scores.astype("<f4", copy=False).tobytes(),
-        ids=hits.ids,
-        payloads=hits.payloads or (),
-        vectors=b"" if hits.vectors is None else hits.vectors.astype("<f4", copy=False).tobytes(),
-    )
+    payloads = hits.payloads or []
+    size_bytes = len(hits.ids) * hit_bytes_min + sum(map(len, hits.ids)) + sum(map(len, payloads))
+    if size_bytes > limits.CALL_BYTES_MAX:
+        raise _too_large()
+    packed = {
+        "counts": hits.counts.astype("<u4", copy=False).tobytes(),
+        "scores": hits.scores.astype("<f4", copy=False).tobytes(),
+        "ids": hits.ids,
+        "payloads": payloads,
+        "vectors": b"" if hits.vectors is None else hits.vectors.astype("<f4", copy=False).tobytes(),
+    }
+    return PackedHits(packed, size_bytes)
+
+
+def _too_large() -> ResourceExhausted:
+    return ResourceExhausted("the hits of this node's shards pass 64 MiB", reason="RESPONSE_TOO_LARGE")
