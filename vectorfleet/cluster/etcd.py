@@ -184,7 +184,7 @@ class EtcdCoordinator:
                         if batch:
                             self._publish(after(self._keys, self._state, batch[-1].mod_revision, batch))
             except VectorfleetError as error:
-                _log.warning("etcd: %s; the last state, of epoch %d, stays", error.message, self._state.epoch)
+                _log.warning("%s; the last state, of epoch %d, stays", error.message, self._state.epoch)
             except Exception:
                 _log.exception("following etcd failed; the last state, of epoch %d, stays", self._state.epoch)
             self._connected = False
@@ -196,7 +196,7 @@ class EtcdCoordinator:
         revision, entries = await self._client.load(self._keys.prefix)
         if revision < self._state.epoch:
             raise Unavailable(
-                f"it is at revision {revision}, behind {self._state.epoch} which was seen already: it was wiped or "
+                f"etcd is at revision {revision}, behind {self._state.epoch} which was seen already: it was wiped or "
                 "restored from a backup. Restart this process to accept that",
                 reason="COORDINATOR_UNAVAILABLE",
             )

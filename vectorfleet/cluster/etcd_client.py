@@ -279,7 +279,7 @@ class EtcdClient:
             async with aclosing(_with_signs_of_life(call, self._timeouts.quiet_s)) as responses:
                 async for response in responses:
                     if response.compact_revision:
-                        raise _unavailable(f"revision {revision} is compacted")
+                        raise _unavailable(f"etcd has compacted revision {revision}")
                     if response.canceled:
                         self._token = None  # a forgotten token is refused as "permission denied" here
                         self._turn_from(endpoint)
@@ -289,7 +289,7 @@ class EtcdClient:
             raise _unavailable("etcd ended the watch")
         except grpc.aio.AioRpcError as error:
             self._turn_from(endpoint)
-            raise _unavailable(f"the watch at {self._endpoints[endpoint]} broke: {error.details()}") from error
+            raise _unavailable(f"the watch of etcd at {self._endpoints[endpoint]} broke: {error.details()}") from error
         except TimeoutError as error:
             self._turn_from(endpoint)
             raise _unavailable(f"etcd at {self._endpoints[endpoint]} is silent") from error
