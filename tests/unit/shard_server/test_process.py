@@ -16,7 +16,7 @@ import pytest
 
 from shard_server.arguments import parse
 from tests.cluster.etcd_process import EtcdProcess
-from tests.unit.shard_server.fake_replica import collection
+from tests.unit.shard_server.fake_replica import collection, until
 from vectorfleet.cluster.etcd import EtcdCoordinator
 from vectorfleet.internal.v1 import shard_service_pb2 as pb
 from vectorfleet.internal.v1 import storage_pb2
@@ -87,6 +87,7 @@ async def test_it_stops_cleanly_amid_writes_and_finds_its_data_again(tmp_path: P
         await watcher.start()
         await watcher.create_collection(collection("u1", ["n1"]))
         async with node(tmp_path / "n1", etcd.address, "--node-id", "n1") as (process, address):
+            await until(lambda: "n1" in watcher.state.nodes, "registered")
             assert watcher.state.nodes["n1"].address == address
             async with grpc.aio.insecure_channel(address) as channel:
                 stub = ShardServiceStub(channel)
@@ -103,9 +104,7 @@ async def test_it_stops_cleanly_amid_writes_and_finds_its_data_again(tmp_path: P
                 await write(stub, ["second"])
                 assert await stopped(process, number) == (0, b"")
                 await writing
-        async with asyncio.timeout(STOP_TIMEOUT_S):
-            while "n1" in watcher.state.nodes:
-                await watcher.changed(watcher.state.epoch)
+        await until(lambda: "n1" not in watcher.state.nodes, "the lease given back")
         async with node(tmp_path / "n1", etcd.address) as (process, address):
             async with grpc.aio.insecure_channel(address) as channel:
                 wanted = [*acknowledged, "first", "second"][-10_000:]
