@@ -194,6 +194,10 @@ def check_vectors(
         field: names the field of a row.
         skip: rows that hold no vector yet.
     """
+    flat = vectors.ravel()
+    whole = float(np.vdot(flat, flat))  # of all rows together: if it is small enough, so is each row's
+    if whole <= SQUARED_LENGTH_MAX and (metric != types_pb2.METRIC_COSINE or (whole > 0 and len(vectors) == 1)):
+        return
     with np.errstate(over="ignore", invalid="ignore", under="ignore"):
         squared = np.einsum("ij,ij->i", vectors, vectors)
     fine = squared <= SQUARED_LENGTH_MAX  # NaN and infinity fail this, too

@@ -56,6 +56,10 @@ class RpcErrors(grpc.aio.ServerInterceptor):
     DEADLINE_EXCEEDED; anything else is logged with its traceback and becomes INTERNAL, without details for strangers.
     """
 
+    def __init__(self) -> None:
+        # Every call passes here: a handler is wrapped once, not once a call.
+        self._wrapped: dict[str, tuple[object, grpc.RpcMethodHandler[Any, Any]]] = {}
+
     async def intercept_service(  # type: ignore[override]
         self,
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any]]],
@@ -66,6 +70,9 @@ class RpcErrors(grpc.aio.ServerInterceptor):
         if handler is None:
             return None  # gRPC answers UNIMPLEMENTED
         method = handler_call_details.method
+        known, guarded = self._wrapped.get(method, (None, None))
+        if known is handler:
+            return guarded
         changes: dict[str, Any] = {"request_deserializer": _lenient(handler.request_deserializer)}
         for kind in ("unary_unary", "stream_unary"):
             if getattr(handler, kind) is not None:
@@ -74,6 +81,7 @@ class RpcErrors(grpc.aio.ServerInterceptor):
             if getattr(handler, kind) is not None:
                 changes[kind] = _guarded_stream(getattr(handler, kind), method)
         wrapped: grpc.RpcMethodHandler[Any, Any] = handler._replace(**changes)
+        self._wrapped[method] = handler, wrapped
         return wrapped
 
 
