@@ -36,6 +36,7 @@ BYTES_PER_CALL: Final = 16 * 1024 * 1024
 IDS_PER_GET: Final = 500
 VECTOR_CALLS_IN_FLIGHT: Final = 4
 TEXT_CALLS_IN_FLIGHT: Final = 2
+_FLOAT32_MAX: Final = float(np.finfo(np.float32).max)
 _ROW_BYTES: Final = 16
 """What protobuf adds to a row, at most."""
 
@@ -274,7 +275,7 @@ def _number(value: float, field: str) -> float:
         number = float(value)
     except (TypeError, ValueError):
         refuse(field, f"{field} must be a number, not {value!r}")
-    if not math.isfinite(number) or abs(number) > np.finfo(np.float32).max:
+    if not math.isfinite(number) or abs(number) > _FLOAT32_MAX:
         refuse(field, f"{field} must be a finite number, not {number}")
     return number
 

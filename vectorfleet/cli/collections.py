@@ -12,7 +12,7 @@ import click
 from vectorfleet._client import Client
 from vectorfleet._models import IndexKind, IndexOptions, Metric
 from vectorfleet.cli.connection import connected
-from vectorfleet.cli.output import show_json
+from vectorfleet.cli.output import counted, show_json
 
 
 def collection_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -68,7 +68,7 @@ def create(client: Client, name: str, dim: int, as_json: bool, **options: Any) -
     if as_json:
         show_json(asdict(made))
     else:
-        click.echo(f"created {made.name}: dimension {made.dim}, {made.metric}, {made.shards} shards")
+        click.echo(f"created {made.name}: dimension {made.dim}, {made.metric}, {counted(made.shards, 'shard')}")
 
 
 @click.command()
@@ -89,13 +89,13 @@ def delete(client: Client, name: str, ids: tuple[str, ...], yes: bool, as_json: 
         if as_json:
             show_json({"deleted": deleted})
         else:
-            click.echo(f"deleted {deleted:,} points of {name}")
+            click.echo(f"deleted {counted(deleted, 'point')} of {name}")
         return
     if not yes:
         points = client.count(name)
         if not sys.stdin.isatty():
-            raise click.UsageError(f"this removes {name} with its {points:,} points: add --yes to confirm")
-        click.confirm(f"Remove {name} with its {points:,} points? There is no way back.", abort=True, err=True)
+            raise click.UsageError(f"this removes {name} with its {counted(points, 'point')}: add --yes to confirm")
+        click.confirm(f"Remove {name} with its {counted(points, 'point')}? There is no way back.", abort=True, err=True)
     client.delete_collection(name)
     if as_json:
         show_json({"collection": name, "removed": True})

@@ -15,7 +15,7 @@ from vectorfleet._models import Collection
 from vectorfleet.cli.bookmark import Bookmark, state_folder
 from vectorfleet.cli.collections import collection_options, specification
 from vectorfleet.cli.connection import connected
-from vectorfleet.cli.output import show_json
+from vectorfleet.cli.output import counted, show_json
 from vectorfleet.cli.readers import open_points
 from vectorfleet.cli.rows import BATCH_BYTES_MAX, Fields, FileError, PointFile, Rows
 from vectorfleet.errors import InvalidRequest, NotFound, VectorfleetError
@@ -83,7 +83,7 @@ def load(
         show_json({**told, "seconds": round(seconds, 3), "settled": wait})
     else:
         rate = points / seconds if seconds > 0 else 0.0
-        click.echo(f"loaded {points:,} points into {name} in {seconds:.1f} s ({rate:,.0f}/s)")
+        click.echo(f"loaded {counted(points, 'point')} into {name} in {seconds:.1f} s ({rate:,.0f}/s)")
 
 
 def _collection(client: Client, name: str, file: PointFile, wanted: dict[str, Any] | None) -> Collection:

@@ -56,6 +56,11 @@ def short_floats(values: NDArray[np.float32]) -> list[float]:
     return [float(str(value)) for value in values]
 
 
+def counted(count: int, one: str, many: str = "") -> str:
+    """1, "point" → 1 point; 2, "query", "queries" → 2 queries."""
+    return f"{count:,} {one if count == 1 else many or one + 's'}"
+
+
 def human_bytes(count: int) -> str:
     """1536 → 1.5 KiB."""
     size = float(count)

@@ -17,7 +17,7 @@ from vectorfleet import limits
 from vectorfleet._client import Client
 from vectorfleet._models import Hit, SearchResult
 from vectorfleet.cli.connection import connected
-from vectorfleet.cli.output import short_floats, shorten, show_json, show_table, warn_of_gaps
+from vectorfleet.cli.output import counted, short_floats, shorten, show_json, show_table, warn_of_gaps
 from vectorfleet.cli.readers import read_vectors
 
 
@@ -85,7 +85,9 @@ def _show(found: SearchResult, texts: tuple[str, ...], took_ms: float) -> None:
             click.echo("nothing found")
         click.echo()
     coverage = found.coverage
-    click.echo(f"{len(found)} queries, {coverage.shards_answered}/{coverage.shards_total} shards, {took_ms:.1f} ms")
+    click.echo(
+        f"{counted(len(found), 'query', 'queries')}, {coverage.shards_answered}/{coverage.shards_total} shards, {took_ms:.1f} ms"
+    )
 
 
 def _payload(hit: Hit) -> str:

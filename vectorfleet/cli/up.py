@@ -14,6 +14,7 @@ from types import FrameType
 import click
 
 from vectorfleet.cli.connection import DEFAULT_ADDRESS, as_json
+from vectorfleet.cli.output import counted
 from vectorfleet.local.cluster import LocalCluster, nodes_in
 from vectorfleet.local.supervision import Supervisor
 
@@ -48,8 +49,8 @@ def up(nodes: int | None, routers: int, port: int, host: str, data: Path, as_jso
     count = nodes if nodes is not None else nodes_in(data) or _NODES_DEFAULT
     cluster = LocalCluster(data, nodes=count, routers=routers, host=host, port=port, log=_tell)
     with contextlib.suppress(_Stop), _stop_on_signals():
+        cluster.start()
         try:
-            cluster.start()
             _announce(cluster, count, as_json)
             supervisor = Supervisor(cluster, _tell)
             while True:
@@ -92,7 +93,7 @@ def _announce(cluster: LocalCluster, nodes: int, as_json: bool) -> None:
     to = "" if address == DEFAULT_ADDRESS else f" --address {address}"
     data = os.path.relpath(cluster.data) if cluster.data.is_relative_to(Path.cwd()) else str(cluster.data)
     click.echo(
-        f"vectorfleet is ready on {address} ({nodes} nodes, data in {data}). Look: `vectorfleet status{to}`. "
+        f"vectorfleet is ready on {address} ({counted(nodes, 'node')}, data in {data}). Look: `vectorfleet status{to}`. "
         f"Ask: `vectorfleet search NAME --vector '[…]'{to}`. Stop: Ctrl-C."
     )
 

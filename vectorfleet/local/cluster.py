@@ -177,7 +177,7 @@ class LocalCluster:
                 (self._router_ports[number],) = free_ports(1, self._host)
         self._log("starting etcd")
         self._start_etcd()
-        self._log(f"starting {len(self._nodes)} shard servers, {len(self._routers)} routers")
+        self._log("starting " + ", ".join((*self._nodes, *self._routers)))
         for name in (*self._nodes, *self._routers):
             self.spawn(name)
         for name in (*self._nodes, *self._routers):
