@@ -8,6 +8,7 @@ never ahead of them.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -66,4 +67,5 @@ class Bookmark:
 
     def clear(self) -> None:
         """Forgets, since all is loaded."""
-        self.path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # one that stays says less than there is, which costs time alone
+            self.path.unlink(missing_ok=True)

@@ -26,7 +26,7 @@ class FileError(Exception):
     """A file of points cannot be read; the message names it and the place."""
 
     def __init__(self, path: Path, message: str, place: str = "") -> None:
-        super().__init__(f"{path}{f', {place}' if place else ''}: {message}")
+        super().__init__(f"{path}{f', {place}' if place else ''}: {' '.join(message.split())}")
 
 
 @dataclass(frozen=True, slots=True)
