@@ -86,7 +86,8 @@ class Embedder:
             FailedPrecondition: EMBEDDING_NOT_INSTALLED or EMBEDDING_MODEL_UNAVAILABLE.
             ResourceExhausted: OVERLOADED, too many texts wait already.
         """
-        jobs = [self._enlist(model, purpose, text) for text in dict.fromkeys(texts)]
+        # By length, so that texts of a batch are alike: a model pads all of them to the longest.
+        jobs = [self._enlist(model, purpose, text) for text in sorted(dict.fromkeys(texts), key=len)]
         try:
             self._admit(jobs)
             done, _ = await asyncio.wait([job.vector for job in jobs], return_when=asyncio.FIRST_EXCEPTION)
