@@ -100,6 +100,8 @@ class Training:
         sample = np.empty((sum(limits), dim), np.float32)
         filled = 0
         for source, limit in zip(request.sources, limits, strict=True):
+            if limit == 0:
+                continue  # an empty shard
             wanted = pb.SampleRequest(
                 collection_uid=request.collection_uid,
                 shard=source.shard,
