@@ -44,8 +44,7 @@ class Lane(Generic[T]):
 
     def take(self, now_s: float) -> tuple[int, list[T]] | None:
         """The next batch to leave now, with its number, or None. Call it until it says None."""
-        young = sum(now_s - started < PATIENCE_S for started in self.started_s.values())
-        if not self.queue or young >= self.in_flight_max:
+        if not self.queue or len(self._leave_s(now_s)) >= self.in_flight_max:
             return None
         batch: list[T] = []
         weight = 0
@@ -66,5 +65,8 @@ class Lane(Generic[T]):
         """When to call `take` again though no batch has come back; None: no need."""
         if not self.queue:
             return None
-        leaves = [started + PATIENCE_S for started in self.started_s.values() if now_s - started < PATIENCE_S]
-        return min(leaves, default=now_s)
+        return min(self._leave_s(now_s), default=now_s)
+
+    def _leave_s(self, now_s: float) -> list[float]:
+        """When each batch that still holds its place will lose it."""
+        return [started + PATIENCE_S for started in self.started_s.values() if now_s < started + PATIENCE_S]

@@ -66,8 +66,14 @@ class Catalog:
         if spec.dim:
             validation.check_subquantisers(spec.index.m, spec.dim)
         self._refuse_taken(spec.name)
-        async with asyncio.timeout_at(deadline.at_s):
-            dim = await self._dimension(spec)
+        try:
+            async with asyncio.timeout_at(deadline.at_s):
+                dim = await self._dimension(spec)
+        except TimeoutError:
+            raise errors.DeadlineExceeded(
+                f"the embedding model {spec.embedding_model!r} is still being loaded; where it comes from a hub, that "
+                "takes its time: try again, or with a longer deadline"
+            ) from None
         record = self._record(spec, dim)
         try:
             await self._coordinator.create_collection(record)

@@ -3,10 +3,10 @@
 One worker thread embeds for the whole process, so that the event loop never waits for a model. What waits is embedded
 together: queries before documents, of one model at a time, in batches small enough that a query behind a batch of
 documents waits a fraction of a second. Texts that several callers ask for at the same time are embedded once, and those
-that nobody waits for any more are not embedded at all.
+that nobody waits for any more are not embedded at all. The queue is bounded.
 
-The queue is bounded. A few models stay loaded; the least recently used one makes room. A model that could not be loaded is not
-tried again for some seconds, since a failing hub lookup would hold up everybody else.
+Models are loaded in threads of their own, since a hub that cannot be reached is tried for more than a minute. A few stay
+loaded; the least recently used one makes room. A failure is remembered for some seconds.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import os
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -31,6 +31,8 @@ BATCH_TEXTS_MAX: Final = 32
 BATCH_CHARS_MAX: Final = 16_384
 QUEUED_TEXTS_MAX: Final = 20_000
 MODELS_MAX: Final = 4
+LOADS_MAX: Final = 8
+"""Models that are loaded at once."""
 FAILURE_REMEMBERED_S: Final = 10.0
 
 _log = logging.getLogger(__name__)
@@ -47,11 +49,18 @@ class Purpose(enum.Enum):
 class _Job:
     """One text that somebody waits for."""
 
-    model: str
-    purpose: Purpose
-    text: str
+    key: tuple[str, Purpose, str]
+    model: Any
     vector: asyncio.Future[Matrix]
     waiters: int = 0
+
+    @property
+    def purpose(self) -> Purpose:
+        return self.key[1]
+
+    @property
+    def text(self) -> str:
+        return self.key[2]
 
 
 class Embedder:
@@ -63,7 +72,7 @@ class Embedder:
         Args:
             threads: how many cores the model may use; 0: half of them.
         """
-        self._threads = threads or max(1, (os.cpu_count() or 2) // 2)
+        self._models = _Models(threads or max(1, (os.cpu_count() or 2) // 2))
         self._jobs: dict[tuple[str, Purpose, str], _Job] = {}
         self._queues: dict[Purpose, deque[_Job]] = {Purpose.QUERY: deque(), Purpose.DOCUMENT: deque()}
         self._work = threading.Condition()
@@ -84,10 +93,11 @@ class Embedder:
 
         Raises:
             FailedPrecondition: EMBEDDING_NOT_INSTALLED or EMBEDDING_MODEL_UNAVAILABLE.
-            ResourceExhausted: OVERLOADED, too many texts wait already.
+            ResourceExhausted: OVERLOADED, too many texts or models wait already.
         """
-        # By length, so that texts of a batch are alike: a model pads all of them to the longest.
-        jobs = [self._enlist(model, purpose, text) for text in sorted(dict.fromkeys(texts), key=len)]
+        self._refuse_closing()
+        loaded = await self._models.get(model)
+        jobs = [self._enlist((model, purpose, text), loaded) for text in dict.fromkeys(texts)]
         try:
             self._admit(jobs)
             done, _ = await asyncio.wait([job.vector for job in jobs], return_when=asyncio.FIRST_EXCEPTION)
@@ -104,29 +114,30 @@ class Embedder:
         with self._work:
             self._closing = True
             self._work.notify()
+        self._models.close()
         for job in list(self._jobs.values()):
-            self._settle(job, errors.Unavailable("the router is stopping", reason="SHUTTING_DOWN"))
+            _settle(job.vector, _stopping())
         if self._worker is not None:
             await asyncio.to_thread(self._worker.join, 5.0)
 
-    # On the event loop.
+    def _refuse_closing(self) -> None:
+        if self._closing:
+            raise _stopping()
 
-    def _enlist(self, model: str, purpose: Purpose, text: str) -> _Job:
+    def _enlist(self, key: tuple[str, Purpose, str], model: Any) -> _Job:
         """The job of a text, a new one or the one that others wait for."""
-        key = (model, purpose, text)
         job = self._jobs.get(key)
         if job is None:
-            job = self._jobs[key] = _Job(model, purpose, text, asyncio.get_running_loop().create_future())
+            job = self._jobs[key] = _Job(key, model, asyncio.get_running_loop().create_future())
         job.waiters += 1
         return job
 
     def _admit(self, jobs: Sequence[_Job]) -> None:
         """Queues the jobs that are new."""
+        self._refuse_closing()
         new = [job for job in jobs if job.waiters == 1]
         with self._work:
             waiting = sum(len(queue) for queue in self._queues.values())
-            if self._closing:
-                raise errors.Unavailable("the router is stopping", reason="SHUTTING_DOWN")
             if waiting + len(new) > QUEUED_TEXTS_MAX:
                 raise errors.ResourceExhausted(f"{waiting} texts wait to be embedded already")
             for job in new:
@@ -141,37 +152,23 @@ class Embedder:
         """One caller less waits for a job; without any left it is forgotten."""
         job.waiters -= 1
         if job.waiters == 0:
-            self._jobs.pop((job.model, job.purpose, job.text), None)
+            self._jobs.pop(job.key, None)
             job.vector.cancel()  # no effect once it is there
-
-    def _settle(self, job: _Job, outcome: Matrix | Exception) -> None:
-        if job.vector.done():
-            return
-        if isinstance(outcome, Exception):
-            job.vector.set_exception(outcome)
-            job.vector.exception()  # each waiter reads it; a job without waiters must not warn
-        else:
-            job.vector.set_result(outcome)
 
     # In the worker thread.
 
     def _serve(self, loop: asyncio.AbstractEventLoop) -> None:
-        models = _Models(self._threads)
         while (batch := self._take()) is not None:
             try:
-                outcomes: Sequence[Matrix | Exception] = models.encode(
+                outcomes: Sequence[Matrix | Exception] = _encode(
                     batch[0].model, [job.text for job in batch], batch[0].purpose
                 )
             except Exception as error:
                 outcomes = [error] * len(batch)
             try:
-                loop.call_soon_threadsafe(self._settle_all, batch, outcomes)
+                loop.call_soon_threadsafe(_settle_all, [job.vector for job in batch], outcomes)
             except RuntimeError:
                 return  # the loop is gone, and with it everybody who waited
-
-    def _settle_all(self, batch: Sequence[_Job], outcomes: Sequence[Matrix | Exception]) -> None:
-        for job, outcome in zip(batch, outcomes, strict=True):
-            self._settle(job, outcome)
 
     def _take(self) -> list[_Job] | None:
         """The next batch: one model, one purpose, queries first. None: the embedder closes."""
@@ -185,53 +182,37 @@ class Embedder:
         return None
 
 
-def _take_from(queue: deque[_Job]) -> list[_Job]:
-    batch: list[_Job] = []
-    chars = 0
-    while queue and len(batch) < BATCH_TEXTS_MAX:
-        job = queue[0]
-        if batch and (job.model != batch[0].model or chars + len(job.text) > BATCH_CHARS_MAX):
-            break
-        queue.popleft()
-        if not job.vector.done():  # done: nobody waits for it any more
-            batch.append(job)
-            chars += len(job.text)
-    return batch
-
-
 class _Models:
-    """The loaded models; lives in the worker thread."""
+    """The loaded models. Its methods belong to the event loop; only `load` runs in other threads."""
 
     def __init__(self, threads: int) -> None:
         self._threads = threads
         self._loaded: OrderedDict[str, Any] = OrderedDict()
-        self._failed: dict[str, tuple[float, errors.VectorfleetError]] = {}
+        self._loading: dict[str, asyncio.Future[Any]] = {}
+        self._failed: dict[str, tuple[float, Exception]] = {}
 
-    def encode(self, name: str, texts: Sequence[str], purpose: Purpose) -> list[Matrix]:
-        """Returns one float32[dim] a text."""
-        model = self._model(name)
-        encode = model.encode_query if purpose is Purpose.QUERY else model.encode_document
-        vectors = encode(list(texts), batch_size=len(texts), convert_to_numpy=True, show_progress_bar=False)
-        return list(np.ascontiguousarray(vectors, np.float32))
+    async def get(self, name: str) -> Any:
+        """Returns a model, loading it where it is not loaded; all who ask meanwhile wait for the same load."""
+        if name in self._loaded:
+            self._loaded.move_to_end(name)
+            return self._loaded[name]
+        now_s = time.monotonic()
+        self._failed = {n: entry for n, entry in self._failed.items() if now_s - entry[0] < FAILURE_REMEMBERED_S}
+        if name in self._failed:
+            raise self._failed[name][1]
+        if name not in self._loading:
+            if len(self._loading) >= LOADS_MAX:
+                raise errors.ResourceExhausted(f"{len(self._loading)} embedding models are being loaded already")
+            self._begin(name)
+        return await asyncio.shield(self._loading[name])  # a caller that leaves does not end the load
 
-    def _model(self, name: str) -> Any:
-        failed_s, error = self._failed.get(name, (0.0, None))
-        if error is not None and time.monotonic() - failed_s < FAILURE_REMEMBERED_S:
-            raise error
-        if name not in self._loaded:
-            try:
-                self._loaded[name] = self._load(name)
-            except errors.VectorfleetError as failure:
-                if len(self._failed) > 100:
-                    self._failed.clear()
-                self._failed[name] = (time.monotonic(), failure)
-                raise
-            if len(self._loaded) > MODELS_MAX:
-                self._loaded.popitem(last=False)
-        self._loaded.move_to_end(name)
-        return self._loaded[name]
+    def close(self) -> None:
+        """Refuses all that wait; threads that load end with the process."""
+        for loading in self._loading.values():
+            _settle(loading, _stopping())
 
-    def _load(self, name: str) -> Any:
+    def load(self, name: str) -> Any:
+        """Loads a model; blocks. Raises `FailedPrecondition`."""
         begin_s = time.monotonic()
         path = os.path.expanduser(name)
         if name.startswith(("/", "./", "../", "~")) and not os.path.isdir(path):
@@ -248,14 +229,86 @@ class _Models:
             raise _unavailable(name, f"sentence-transformers does not start: {error}") from error
         torch.set_num_threads(self._threads)
         try:
-            model = sentence_transformers.SentenceTransformer(path)
+            try:  # what is on this machine needs no hub, and does not change behind the collection's back
+                model = sentence_transformers.SentenceTransformer(path, local_files_only=True)
+            except Exception:
+                if os.path.isdir(path):
+                    raise
+                model = sentence_transformers.SentenceTransformer(path)
         except Exception as error:  # whatever a hub, a file system or a model's code may raise
             raise _unavailable(name, f"{type(error).__name__}: {error}") from error
         _log.info("loaded embedding model %s in %.1f s", name, time.monotonic() - begin_s)
         return model
 
+    def _begin(self, name: str) -> None:
+        loop = asyncio.get_running_loop()
+        future = self._loading[name] = loop.create_future()
+        future.add_done_callback(lambda done: self._end(name, done))
+
+        def run() -> None:
+            try:
+                outcome = self.load(name)
+            except Exception as error:
+                outcome = error
+            try:
+                loop.call_soon_threadsafe(_settle, future, outcome)
+            except RuntimeError:
+                return  # the loop is gone
+
+        threading.Thread(target=run, name=f"loading {name}"[:40], daemon=True).start()
+
+    def _end(self, name: str, done: asyncio.Future[Any]) -> None:
+        del self._loading[name]
+        error = done.exception()
+        if isinstance(error, Exception):
+            self._failed[name] = time.monotonic(), error
+            return
+        self._loaded[name] = done.result()
+        if len(self._loaded) > MODELS_MAX:
+            self._loaded.popitem(last=False)
+
+
+def _encode(model: Any, texts: list[str], purpose: Purpose) -> list[Matrix]:
+    """Returns one float32[dim] a text."""
+    encode: Callable[..., Any] = model.encode_query if purpose is Purpose.QUERY else model.encode_document
+    vectors = encode(texts, batch_size=len(texts), convert_to_numpy=True, show_progress_bar=False)
+    return list(np.ascontiguousarray(vectors, np.float32))
+
+
+def _take_from(queue: deque[_Job]) -> list[_Job]:
+    batch: list[_Job] = []
+    chars = 0
+    while queue and len(batch) < BATCH_TEXTS_MAX:
+        job = queue[0]
+        if batch and (job.model is not batch[0].model or chars + len(job.text) > BATCH_CHARS_MAX):
+            break
+        queue.popleft()
+        if not job.vector.done():  # done: nobody waits for it any more
+            batch.append(job)
+            chars += len(job.text)
+    return batch
+
+
+def _settle_all(futures: Sequence[asyncio.Future[Matrix]], outcomes: Sequence[Matrix | Exception]) -> None:
+    for future, outcome in zip(futures, outcomes, strict=True):
+        _settle(future, outcome)
+
+
+def _settle(future: asyncio.Future[Any], outcome: Any) -> None:
+    if future.done():
+        return
+    if isinstance(outcome, Exception):
+        future.set_exception(outcome)
+        future.exception()  # each waiter reads it; one that nobody waits for must not warn
+    else:
+        future.set_result(outcome)
+
+
+def _stopping() -> errors.Unavailable:
+    return errors.Unavailable("the router is stopping", reason="SHUTTING_DOWN")
+
 
 def _unavailable(name: str, why: str) -> errors.FailedPrecondition:
     return errors.FailedPrecondition(
-        f"the embedding model {name!r} cannot be loaded: {why[:500]}", reason="EMBEDDING_MODEL_UNAVAILABLE"
+        f"the embedding model {name[:200]!r} cannot be loaded: {why[:500]}", reason="EMBEDDING_MODEL_UNAVAILABLE"
     )

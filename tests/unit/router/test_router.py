@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import grpc
@@ -50,8 +50,8 @@ class Api:
         request = point_service_pb2.UpsertRequest(collection=name, packed=packed)
         return await self.points.Upsert(request, timeout=TIMEOUT_S)
 
-    async def search(self, vectors: np.ndarray, name: str = "c", timeout: float = TIMEOUT_S, **rest: Any) -> Any:
-        return await self.searches.Search(question(vectors, name, **rest), timeout=timeout)
+    async def search(self, vectors: np.ndarray, name: str = "c", timeout_s: float = TIMEOUT_S, **rest: Any) -> Any:
+        return await self.searches.Search(question(vectors, name, **rest), timeout=timeout_s)
 
 
 def question(vectors: np.ndarray, name: str = "c", **rest: Any) -> search_service_pb2.SearchRequest:
@@ -63,6 +63,12 @@ async def refused(call: Any) -> errors.VectorfleetError:
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await call
     return errors.from_rpc_error(caught.value)
+
+
+async def until(condition: Callable[[], Awaitable[bool]]) -> None:
+    async with asyncio.timeout(TIMEOUT_S):
+        while not await condition():  # noqa: ASYNC110 (other processes and gRPC decide it, no event of ours)
+            await asyncio.sleep(0.01)
 
 
 def ids_of(response: Any) -> list[list[str]]:
@@ -185,17 +191,19 @@ async def test_a_node_that_hangs_costs_its_part_and_later_nothing(rng: np.random
         vectors = await loaded(api, rng)
         under.nodes["n2"].gate.clear()
         for _ in range(3):
-            found = await api.search(vectors[:1], timeout=1.0)
+            found = await api.search(vectors[:1], timeout_s=1.0)
             assert found.coverage.shards_answered == SHARDS // 2
             assert {missing.reason for missing in found.coverage.missing} == {"DEADLINE_EXCEEDED"}
         begin = time.monotonic()
-        found = await api.search(vectors[:1], timeout=10.0)
+        found = await api.search(vectors[:1], timeout_s=10.0)
         assert time.monotonic() - begin < 2, "the circuit is open: nobody waits for the node"
         assert {missing.reason for missing in found.coverage.missing} == {"SHARD_UNAVAILABLE"}
         under.nodes["n2"].gate.set()
-        async with asyncio.timeout(TIMEOUT_S):
-            while (await api.search(vectors[:1])).coverage.missing:
-                await asyncio.sleep(0.02)
+
+        async def whole() -> bool:
+            return not (await api.search(vectors[:1])).coverage.missing
+
+        await until(whole)
 
 
 async def test_callers_behind_a_hanging_node_do_not_wait_for_one_another(rng: np.random.Generator) -> None:
@@ -204,8 +212,8 @@ async def test_callers_behind_a_hanging_node_do_not_wait_for_one_another(rng: np
         vectors = await loaded(api, rng)
         under.nodes["n2"].gate.clear()
         begin = time.monotonic()
-        patient = [asyncio.create_task(api.search(vectors[:1], timeout=5.0)) for _ in range(20)]
-        hasty = await asyncio.gather(*(api.search(vectors[i : i + 1], timeout=0.6) for i in range(20)))
+        patient = [asyncio.create_task(api.search(vectors[:1], timeout_s=5.0)) for _ in range(20)]
+        hasty = await asyncio.gather(*(api.search(vectors[i : i + 1], timeout_s=0.6) for i in range(20)))
         assert time.monotonic() - begin < 2
         assert all(answer.coverage.shards_answered == SHARDS // 2 for answer in hasty)
         assert [answer.results[0].hits[0].id for answer in hasty] == [answer.results[0].hits[0].id for answer in hasty]
@@ -335,9 +343,11 @@ async def test_a_stop_ends_streams_after_what_is_under_way(rng: np.random.Genera
         assert (await call.read()).request_id == 1
         under.nodes["n1"].gate.clear()
         await call.write(search_service_pb2.SearchStreamRequest(request_id=2, request=question(vectors[:1])))
-        async with asyncio.timeout(TIMEOUT_S):
-            while len(under.nodes["n1"].searches) < 2:
-                await asyncio.sleep(0.01)
+
+        async def under_way() -> bool:
+            return len(under.nodes["n1"].searches) == 2
+
+        await until(under_way)
         begin = time.monotonic()
         under.stopping.set()
         under.nodes["n1"].gate.set()
@@ -378,9 +388,11 @@ async def test_creation_waits_and_says_why() -> None:
         api = Api(under)
         under.nodes["n1"].status = cluster_service_pb2.REPLICA_STATUS_LOADING
         waiting = asyncio.create_task(api.create("slow"))
-        async with asyncio.timeout(TIMEOUT_S):
-            while "slow" not in under.cluster.state.collections:
-                await asyncio.sleep(0.01)
+
+        async def stored() -> bool:
+            return "slow" in under.cluster.state.collections
+
+        await until(stored)
         assert not waiting.done()
         under.nodes["n1"].status = cluster_service_pb2.REPLICA_STATUS_SERVING
         await waiting
