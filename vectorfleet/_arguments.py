@@ -185,8 +185,7 @@ def _payload(payload: Mapping[str, Any], field: str) -> bytes:
     if not isinstance(payload, Mapping):
         refuse(field, f"a payload must be a mapping, not {type(payload).__name__}", reason="INVALID_PAYLOAD")
     try:
-        text = json.dumps(dict(payload), ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=_plain)
-        raw = text.encode()
+        raw = _JSON.encode(dict(payload)).encode()
     except (TypeError, ValueError, RecursionError) as error:
         refuse(field, f"the payload cannot be written as JSON: {error}", reason="INVALID_PAYLOAD")
     if len(raw) > limits.PAYLOAD_BYTES_MAX:
@@ -201,3 +200,6 @@ def _plain(value: object) -> object:
     if isinstance(value, Mapping):
         return dict(value)
     raise TypeError(f"{type(value).__name__} is no JSON value")
+
+
+_JSON: Final = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=_plain)
