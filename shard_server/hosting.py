@@ -165,8 +165,10 @@ class ReplicaHost:
                 SHARD_UNAVAILABLE where it is still loading.
             DataLoss: it has failed.
         """
-        until = time.monotonic() + timeout_s
         found = self._find(uid, shard, term)
+        if found is not None and found.serving:
+            return found  # nearly always: without the cost of timers
+        until = time.monotonic() + timeout_s
         try:
             async with asyncio.timeout(min(timeout_s, MAP_WAIT_S)):
                 while found is None and self._state.epoch < epoch:

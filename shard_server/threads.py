@@ -69,7 +69,10 @@ class WorkPool:
         return await asyncio.wrap_future(future)
 
     async def _take_slot(self, deadline: float | None) -> None:
-        if self._slots.locked() and self._waiting >= self._waiting_max:
+        if not self._slots.locked():
+            await self._slots.acquire()  # at once, without the cost of a timer
+            return
+        if self._waiting >= self._waiting_max:
             raise ResourceExhausted(f"{self._waiting} calls wait for {self.name} threads already")
         self._waiting += 1
         try:
