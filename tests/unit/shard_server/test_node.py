@@ -349,7 +349,7 @@ async def test_a_node_is_trained_sampled_and_gives_its_codebook_away(
         state = (await two.describe()).replicas[0].state
         assert (state.points, state.indexed_points, state.buffered_points) == (2000, 2000, 0)
         assert state.index_bytes > 0
-        (result,) = await two.search(vectors[2000:2010], 1, k=1, exact=False)
+        (result,) = await two.search(vectors[2000:2010], 1, k=1, exact=False, oversample=1000)
         assert list(result.ids) == [f"1-{n}" for n in range(10)]
     async with start("n2") as two:
         assert (await two.describe()).replicas[0].state.codebook_version == 1
