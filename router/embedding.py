@@ -28,7 +28,8 @@ from router.validation import Matrix
 from vectorfleet import errors
 
 BATCH_TEXTS_MAX: Final = 32
-BATCH_CHARS_MAX: Final = 16_384
+BATCH_CHARS_MAX: Final = 2048
+"""About ten passages: larger batches embed no faster on a CPU, and queries wait behind them."""
 QUEUED_TEXTS_MAX: Final = 20_000
 MODELS_MAX: Final = 4
 LOADS_MAX: Final = 8
