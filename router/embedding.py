@@ -218,6 +218,9 @@ class _Models:
         path = os.path.expanduser(name)
         if name.startswith(("/", "./", "../", "~")) and not os.path.isdir(path):
             raise _unavailable(name, "there is no such folder on the router's machine")
+        # Read when torch loads OpenMP: threads that have no work sleep. Spinning, they would take the cores from the event loop
+        # and from whatever else runs here, and on a busy machine two threads would be slower than one.
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         try:
             import sentence_transformers
             import torch
