@@ -12,16 +12,16 @@ import contextlib
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
-from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message import DecodeError
-from google.protobuf.unknown_fields import UnknownFieldSet
 
 from router.deadline import Deadline
 from vectorfleet import errors, limits, malformed
 from vectorfleet.v1 import search_service_pb2
 
+_REQUEST: Final = search_service_pb2.SearchStreamRequest.REQUEST_FIELD_NUMBER
+_REQUEST_ID: Final = search_service_pb2.SearchStreamRequest.REQUEST_ID_FIELD_NUMBER
 _log = logging.getLogger(__name__)
 
 Answer: TypeAlias = Callable[[search_service_pb2.SearchRequest, Deadline], Awaitable[search_service_pb2.SearchResponse]]
@@ -38,11 +38,14 @@ class Undecodable:
 
 def decode(raw: bytes) -> search_service_pb2.SearchStreamRequest | Undecodable:
     """Reads one message of a stream; never raises."""
+    crowded = malformed.crowded(raw, wrapped_in=_REQUEST)
+    if crowded is not None:
+        return Undecodable(malformed.first_number(raw, _REQUEST_ID), crowded)
     try:
         return search_service_pb2.SearchStreamRequest.FromString(raw)
     except DecodeError:
         error = malformed.explain(search_service_pb2.SearchStreamRequest.DESCRIPTOR, raw)
-        return Undecodable(_request_id(raw), error)
+        return Undecodable(malformed.first_number(raw, _REQUEST_ID), error)
 
 
 async def answer_stream(
@@ -131,14 +134,3 @@ def _as_vectorfleet_error(error: Exception) -> errors.VectorfleetError:
         return errors.DeadlineExceeded("the deadline passed")
     _log.error("a search of a stream failed", exc_info=error)
     return errors.InternalError(f"{type(error).__name__}; the router's log says more")
-
-
-def _request_id(raw: bytes) -> int:
-    try:
-        fields = UnknownFieldSet(Empty.FromString(raw))
-    except DecodeError:
-        return 0
-    for field in fields:  # type: ignore[attr-defined]  # the stubs miss that it can be iterated
-        if field.field_number == 1 and isinstance(field.data, int):
-            return field.data
-    return 0

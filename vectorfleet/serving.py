@@ -196,6 +196,9 @@ def _lenient(deserialize: Callable[[bytes], Any] | None) -> Callable[[bytes], An
         return deserialize
 
     def parse(data: bytes) -> Any:
+        crowded = malformed.crowded(data)
+        if crowded is not None:
+            return _Malformed(crowded)
         try:
             return deserialize(data)
         except DecodeError:

@@ -327,8 +327,11 @@ async def test_a_message_that_cannot_be_decoded_does_not_end_the_stream(rng: np.
             "/vectorfleet.v1.SearchService/SearchStream",
             response_deserializer=search_service_pb2.SearchStreamResponse.FromString,
         )
+        crowded = search_service_pb2.SearchStreamRequest(request_id=7, request={"queries": [{}] * 300_000})
+        messages.insert(2, crowded.SerializeToString())
         outcomes = {response.request_id: response async for response in stream(iter(messages), timeout=TIMEOUT_S)}
-        assert sorted(outcomes) == [0, 5, 6]
+        assert sorted(outcomes) == [0, 5, 6, 7]
+        assert "entries" in errors.from_status(status_pb2.Status.FromString(outcomes[7].error)).message
         error = errors.from_status(status_pb2.Status.FromString(outcomes[5].error))
         assert (error.reason, error.field) == ("INVALID_FIELD", "request.collection")
         assert ids_of(outcomes[6].response) == [["000"]]
