@@ -20,6 +20,7 @@ import psutil
 
 import vectorfleet
 from loadtest import datasets, memory, quality, records, speed
+from loadtest.fleet import local_cluster
 from vectorfleet.local import LocalCluster
 
 PARTS = ("quality", "speed", "memory")
@@ -45,7 +46,7 @@ def cluster(log: Log) -> Iterator[LocalCluster]:
     """A cluster of two nodes with data in a temporary folder; gone afterwards."""
     with tempfile.TemporaryDirectory(prefix="vectorfleet-bench-") as data:
         log("starting etcd, two shard servers and a router")
-        with LocalCluster(Path(data), nodes=2) as fleet:
+        with local_cluster(Path(data)) as fleet:
             yield fleet
         log("stopped")
 

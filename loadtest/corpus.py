@@ -18,7 +18,7 @@ SKIPPED = frozenset(
     {"antigravity", "distutils", "idlelib", "lib2to3", "test", "this", "tkinter", "turtle", "turtledemo"}
 )
 """Tests, jokes, an editor, what is about to go, toolkits whose docstrings repeat one another."""
-CHARACTERS_MAX = 400
+CHARACTERS_MAX = 320
 """A text is cut at the last paragraph, or word, that ends before this."""
 CHARACTERS_MIN = 20
 

@@ -65,7 +65,7 @@ def query(name: str, reason: str, form: dict[str, Any], client: Any = None, *, i
     return search(name, reason, at, client, into=into, queries=queries)
 
 
-def point(name: str, reason: str, part: str, client: Any = None, *, into: str = HERE, **bad: Any) -> Case:
+def point(name: str, reason: str, part: str, client: Any = None, /, *, into: str = HERE, **bad: Any) -> Case:
     points = [
         point_service_pb2.PointInput(id="fine", vector=FINE),
         point_service_pb2.PointInput(
@@ -84,7 +84,7 @@ def rows(name: str, reason: str, at: str, *, into: str = HERE, **changes: Any) -
     return Case(f"packed: {name}", "Upsert", request, reason, at)
 
 
-def create(name: str, reason: str, at: str, client: Any = None, **spec: Any) -> Case:
+def create(name: str, reason: str, at: str, client: Any = None, /, **spec: Any) -> Case:
     request = collection_service_pb2.CreateCollectionRequest(
         spec=types_pb2.CollectionSpec(**{"name": "never-made", "dim": DIM, **spec})
     )

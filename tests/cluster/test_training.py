@@ -86,23 +86,19 @@ def test_every_acknowledged_point_is_found_at_every_instant(
     done = threading.Event()
     seeds = rng.integers(0, 2**32, 2)
 
-    def search_on(seed: int, exact: bool) -> int:
-        """Asks for acknowledged points until the writer is done; returns how often."""
-        mine, rounds = np.random.default_rng(seed), 0
+    def search_on(seed: int, exact: bool) -> tuple[int, int]:
+        """Asks for acknowledged points until the writer is done; returns how many it asked for and found."""
+        mine, asked, right = np.random.default_rng(seed), 0, 0
         with vectorfleet.Client(cluster.address, timeout=30.0) as searcher:
             while not done.is_set():
                 ids, vectors = known.some(mine, 8)
-                found = searcher.search(name, vectors=vectors, k=1, exact=exact, nprobe=0 if exact else 65_536)
+                found = searcher.search(name, vectors=vectors, k=1, exact=exact)
                 assert found.coverage.complete, found.coverage
-                current = dict(zip(*known.some(mine, 1), strict=True))
-                assert current
                 for wanted, hits in zip(ids, found.hits, strict=True):
-                    assert hits[0].id == wanted, (
-                        f"round {rounds}, exact={exact}: {wanted} was acknowledged, found {hits}"
-                    )
-                    assert hits[0].score == 0.0
-                rounds += 1
-        return rounds
+                    asked, right = asked + 1, right + (hits[0].id == wanted)
+                    assert (hits[0].score == 0.0) == (hits[0].id == wanted)
+                    assert hits[0].id == wanted or not exact, f"{wanted} was acknowledged, after {asked} found {hits}"
+        return asked, right
 
     def write_on() -> None:
         """Writes 12,000 points in batches; points of passing ids come, change and go in between."""
@@ -112,22 +108,22 @@ def test_every_acknowledged_point_is_found_at_every_instant(
                 ids = [f"{batch}-{row}" for row in range(300)]
                 writer.upsert(name, ids=ids, vectors=vectors)
                 known.put(ids, vectors)
-                # Far from all others, so that they never stand before what the searchers look for.
                 passing = [f"passing-{row}" for row in range(50)]
-                writer.upsert(name, ids=passing, vectors=1_000 + rng.standard_normal((50, DIM)))
+                writer.upsert(name, ids=passing, vectors=rng.standard_normal((50, DIM)))
                 assert writer.delete(name, ids=passing).deleted == 50
 
     with ThreadPoolExecutor(3) as pool:
         searchers = [pool.submit(search_on, int(seed), exact) for seed, exact in zip(seeds, (True, False), strict=True)]
         writing = pool.submit(write_on)
-        writing.add_done_callback(lambda _: None)
         try:
             writing.result(timeout=120)
             client.wait_indexed(name, timeout=120)
         finally:
             done.set()
-        rounds = [searcher.result(timeout=60) for searcher in searchers]
-    assert min(rounds) > 5, f"the searchers hardly ran: {rounds}"
+        exactly, usually = (searcher.result(timeout=60) for searcher in searchers)
+    assert min(exactly[0], usually[0]) > 100, f"the searchers hardly ran: {exactly}, {usually}"
+    assert exactly[0] == exactly[1]
+    assert usually[1] >= 0.97 * usually[0], usually
     settled = client.get_collection(name)
     assert settled.progress.codebook.version >= 2
     assert settled.progress.points == client.count(name) == len(known)
