@@ -27,6 +27,10 @@ from vectorfleet.v1 import point_service_pb2_grpc as pb_grpc
 NAME: Final = pb.DESCRIPTOR.services_by_name["PointService"].full_name
 WRITE_BYTES_MAX: Final = 512 * 1024 * 1024
 """Bytes of writes under way in one router."""
+READ_BYTES_MAX: Final = 1024 * 1024 * 1024
+"""The same for reads, as far as their size can be told beforehand."""
+POINT_BYTES: Final = 512
+"""What a point without its vector is taken to be; the limits of messages bound what it is."""
 CHECK_ON_LOOP_BYTES_MAX: Final = 256 * 1024
 """Larger requests are checked in a thread, so that others are not held up."""
 
@@ -43,6 +47,7 @@ class PointService(pb_grpc.PointServiceServicer):
         self._reads = reads
         self._embedder = embedder
         self._budget = ByteBudget("writes", WRITE_BYTES_MAX)
+        self._read_budget = ByteBudget("reads", READ_BYTES_MAX)
 
     async def Upsert(self, request: pb.UpsertRequest, context: Context) -> pb.UpsertResponse:
         """Inserts or replaces points."""
@@ -74,7 +79,8 @@ class PointService(pb_grpc.PointServiceServicer):
         async with asyncio.timeout_at(deadline.at_s):
             record = self._find(request.collection)
             ids = validation.point_ids(request.ids, "ids")
-            points = await self._reads.get(record, ids, deadline, with_vector=request.with_vector)
+            with self._read_budget.holding(_points_bytes(len(ids), record, request.with_vector)):
+                points = await self._reads.get(record, ids, deadline, with_vector=request.with_vector)
         return pb.GetResponse(points=points)
 
     async def Scroll(self, request: pb.ScrollRequest, context: Context) -> pb.ScrollResponse:
@@ -83,7 +89,10 @@ class PointService(pb_grpc.PointServiceServicer):
         async with asyncio.timeout_at(deadline.at_s):
             record = self._find(request.collection)
             size = validation.page_size(request.page_size, limits.SCROLL_PAGE_DEFAULT, limits.SCROLL_PAGE_MAX)
-            return await self._reads.scroll(record, size, request.page_token, deadline, with_vector=request.with_vector)
+            with self._read_budget.holding(_points_bytes(size, record, request.with_vector)):
+                return await self._reads.scroll(
+                    record, size, request.page_token, deadline, with_vector=request.with_vector
+                )
 
     async def Count(self, request: pb.CountRequest, context: Context) -> pb.CountResponse:
         """Counts live points."""
@@ -139,6 +148,10 @@ async def _checked(size: int, check: Callable[..., T], *arguments: object) -> T:
     if size <= CHECK_ON_LOOP_BYTES_MAX:
         return check(*arguments)
     return await asyncio.to_thread(check, *arguments)
+
+
+def _points_bytes(points: int, record: CollectionRecord, with_vector: bool) -> int:
+    return points * (POINT_BYTES + with_vector * 4 * record.dim)
 
 
 def _deadline(context: Context) -> Deadline:

@@ -9,6 +9,7 @@ from typing import Any, Final
 import grpc
 
 from router import search_stream, tokens, validation
+from router.budget import ByteBudget
 from router.catalog import Catalog
 from router.deadline import Deadline
 from router.embedding import Embedder, Purpose
@@ -20,6 +21,11 @@ from vectorfleet import errors, limits
 from vectorfleet.v1 import search_service_pb2
 
 NAME: Final = search_service_pb2.DESCRIPTOR.services_by_name["SearchService"].full_name
+SEARCH_BYTES_MAX: Final = 4 * 1024**3
+"""Bytes that searches under way may come to hold, as far as their size can be told beforehand."""
+HIT_BYTES: Final = 64
+PAYLOAD_BYTES: Final = 256
+"""What a hit and its payload are taken to be; the limits of messages bound what they are."""
 
 
 class SearchService:
@@ -30,6 +36,7 @@ class SearchService:
         self._searches = searches
         self._embedder = embedder
         self._stopping = stopping
+        self._budget = ByteBudget("searches", SEARCH_BYTES_MAX)
 
     def install(self, server: grpc.aio.Server) -> None:
         """Adds the service to a server.
@@ -84,10 +91,14 @@ class SearchService:
             lambda row: f"queries[{row}].{request.queries[row].WhichOneof('query')}",
             skip=skip,
         )
-        vectors = await embed_texts(self._embedder, queries, record, Purpose.QUERY, lambda row: f"queries[{row}].text")
-        share = await self._searches.search(record, vectors, options, min_seqno, deadline)
-        _demand(min_coverage, share)
-        return await _render(share, record.dim, options)
+        hit_bytes = HIT_BYTES + options.with_payload * PAYLOAD_BYTES + options.with_vector * 4 * record.dim
+        with self._budget.holding(queries.vectors.nbytes + len(queries.vectors) * options.k * hit_bytes):
+            vectors = await embed_texts(
+                self._embedder, queries, record, Purpose.QUERY, lambda row: f"queries[{row}].text"
+            )
+            share = await self._searches.search(record, vectors, options, min_seqno, deadline)
+            _demand(min_coverage, share)
+            return await _render(share, record.dim, options)
 
 
 def _demand(min_coverage: float, share: Share) -> None:
