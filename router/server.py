@@ -106,7 +106,7 @@ class Router:
         try:
             port = self._server.add_insecure_port(f"{host}:{self._settings.port}")
         except RuntimeError as error:
-            raise OSError(f"cannot listen on {host}:{self._settings.port}: {error}") from error
+            raise OSError(f"cannot listen on {host}:{self._settings.port} (is it in use?): {error}") from error
         return f"{host}:{port}"
 
     async def _join(self, address: str, on_ready: Callable[[str], None]) -> None:
