@@ -19,8 +19,9 @@ holds the two equal). Messages are for people and may change.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import ClassVar, Final
+from typing import Any, ClassVar, Final
 
 import grpc
 from google.protobuf import any_pb2
@@ -261,7 +262,9 @@ def from_rpc_error(error: grpc.RpcError) -> VectorfleetError:
     """Maps what a gRPC channel raised, sync or asyncio, to the exception tree."""
     code = error.code() if hasattr(error, "code") else grpc.StatusCode.UNKNOWN
     message = (error.details() if hasattr(error, "details") else None) or str(error)
-    metadata = (error.trailing_metadata() if hasattr(error, "trailing_metadata") else None) or ()
+    metadata: Iterable[Any] = (
+        error.trailing_metadata() if hasattr(error, "trailing_metadata") else None
+    ) or ()
     for key, value in metadata:
         if key == _DETAILS_KEY:
             return from_status(status_pb2.Status.FromString(value))

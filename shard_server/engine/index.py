@@ -1,0 +1,275 @@
+"""FAISS, and the only module that knows it: training, encoding, scanning lists, comparing vectors.
+
+What FAISS gives: fast IVF-PQ scans (4-bit "FastScan" codes, masks inside the scan, files that can be memory-mapped). What
+it does not, and what is done about each:
+
+* FastScan cannot remove or update rows: dead rows are masked here and dropped by compaction.
+* An index per segment would train its own centroids: all segments share one `Codebook`, so that a batch is assigned to
+  lists once and approximate distances of several segments can be compared.
+* PQ distances are approximations (recall@10 of 0.66 to 0.79 at best): they choose candidates, which are compared again
+  on raw vectors that FAISS reads in place from mapped memory.
+* Its BLAS path computes |x|² - 2xy + |y|², which loses all digits for near neighbours. It serves to train and to choose
+  lists; exact comparisons stay below the number of queries at which FAISS takes it.
+* It takes the GIL once a query to look for Ctrl-C: switched off too, since a busy event loop would slow scans sixtyfold.
+* m must divide the dimension: vectors are padded with zeros inside the index, which changes no distance.
+
+OpenMP's thread count belongs to the calling thread; processes set OMP_NUM_THREADS=1 before they import this module, and
+parallelism comes from many queries at once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import faiss
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from shard_server.engine.bitmap import LiveRows
+from vectorfleet.errors import DataLoss, InvalidRequest
+from vectorfleet.v1 import types_pb2
+
+Matrix = NDArray[np.float32]
+Rows = NDArray[np.int64]
+
+faiss.InterruptCallback.clear_instance()
+
+_ENCODE_ROWS: Final = 16_384
+_PAIRS_PER_CALL: Final = 1 << 22
+_EXACT_QUERIES_PER_CALL: Final = 16
+assert faiss.cvar.distance_compute_blas_threshold > _EXACT_QUERIES_PER_CALL
+
+
+@dataclass(frozen=True, slots=True)
+class Codebook:
+    """Coarse centroids and PQ codebooks: one for all shards of a collection, immutable, known by its checksum."""
+
+    version: int
+    checksum: str
+    """XXH3-64 of the file's content, 16 hexadecimal digits."""
+    nlist: int
+    m: int
+    content: bytes = field(repr=False)
+    index: Any = field(repr=False)
+    """The trained FAISS index without rows."""
+
+    @classmethod
+    def load(cls, content: bytes, version: int) -> Codebook:
+        """Reads what `train_codebook` returned. Raises `DataLoss` where it is no such thing."""
+        checksum = f"{xxhash.xxh3_64_intdigest(content):016x}"
+        try:
+            index = faiss.deserialize_index(np.frombuffer(content, np.uint8))
+        except (RuntimeError, ValueError, IndexError) as error:
+            raise DataLoss(f"codebook version {version} (checksum {checksum}) cannot be read: {error}") from error
+        return cls(version, checksum, int(index.nlist), int(index.pq.M), content, index)
+
+    @property
+    def default_nprobe(self) -> int:
+        """Lists to visit where the caller does not say: see docs/decisions/0006-defaults.md for what was measured."""
+        return max(1, min(self.nlist, max(24, round(1.25 * self.nlist**0.5))))
+
+    def assign(self, queries: Matrix, nprobe: int) -> tuple[NDArray[np.float32], Rows]:
+        """Finds each query's nearest lists, once for all segments; (float32[nq, nprobe], int64[nq, nprobe])."""
+        distances, lists = self.index.quantizer.search(pad(queries, self.index.d), min(nprobe, self.nlist))
+        return distances, lists
+
+
+def _faiss_metric(metric: int) -> Any:
+    return faiss.METRIC_L2 if metric == types_pb2.METRIC_L2 else faiss.METRIC_INNER_PRODUCT
+
+
+def pad(vectors: Matrix, width: int) -> Matrix:
+    """Appends zero components up to `width`; returns the same array where none are missing."""
+    if vectors.shape[1] == width:
+        return np.ascontiguousarray(vectors)
+    padded = np.zeros((len(vectors), width), np.float32)
+    padded[:, : vectors.shape[1]] = vectors
+    return padded
+
+
+def train_codebook(sample: Matrix, *, kind: int, metric: int, nlist: int, m: int, seed: int) -> bytes:
+    """Trains coarse centroids and PQ codebooks on prepared vectors (normalised under COSINE).
+
+    Args:
+        sample: float32[n, dim].
+        kind: `IndexKind` number: FastScan or 8-bit IVF-PQ.
+        metric: `Metric` number.
+        nlist: inverted lists, at most n.
+        m: PQ sub-quantisers; the dimension is padded to a multiple.
+        seed: for a reproducible k-means.
+
+    Returns:
+        The codebook file's content.
+
+    Raises:
+        InvalidRequest: too few vectors for these parameters.
+    """
+    bits = 8 if kind == types_pb2.INDEX_KIND_IVF_PQ else 4
+    if len(sample) < max(nlist, 2**bits):
+        raise InvalidRequest(
+            f"training {nlist} lists with {bits}-bit codes needs at least {max(nlist, 2**bits)} vectors, not {len(sample)}"
+        )
+    width = -(-sample.shape[1] // m) * m
+    faiss_metric = _faiss_metric(metric)
+    quantizer = faiss.IndexFlat(width, faiss_metric)
+    index: Any
+    if bits == 4:
+        index = faiss.IndexIVFPQFastScan(quantizer, width, nlist, m, bits, faiss_metric)
+    else:
+        index = faiss.IndexIVFPQ(quantizer, width, nlist, m, bits, faiss_metric)
+    # Codes of the vector, not of its residual: a row's code then does not depend on its list, no table per list is needed,
+    # and FastScan is three times as fast. The comparison on raw vectors makes up for the coarser codes.
+    index.by_residual = False
+    index.cp.seed = index.pq.cp.seed = seed
+    index.cp.min_points_per_centroid = index.pq.cp.min_points_per_centroid = 1
+    index.cp.max_points_per_centroid = index.pq.cp.max_points_per_centroid = 256
+    index.train(pad(sample, width))
+    return bytes(faiss.serialize_index(index))
+
+
+class SegmentIndex:
+    """The encoded rows of one segment, mapped from its file; row numbers are FAISS ids. Read-only and thread-safe."""
+
+    def __init__(self, path: Path) -> None:
+        """Maps the file. Raises `DataLoss` where FAISS cannot read it."""
+        try:
+            self._index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC | faiss.IO_FLAG_READ_ONLY)
+        except RuntimeError as error:
+            raise DataLoss(f"{path} cannot be read: {error}") from error
+        self.rows = int(self._index.ntotal)
+
+    def scan(
+        self, queries: Matrix, lists: Rows, list_distances: NDArray[np.float32], k: int, live: LiveRows
+    ) -> tuple[NDArray[np.float32], Rows]:
+        """Approximate nearest live rows within the given lists.
+
+        Args:
+            queries: float32[nq, dim], prepared.
+            lists: int64[nq, nprobe] from `Codebook.assign`, of the codebook that this index was encoded with.
+            list_distances: float32[nq, nprobe].
+            k: candidates a query.
+            live: the rows that may be found.
+
+        Returns:
+            float32[nq, k] approximate distances (squared L2 or inner product) and int64[nq, k] rows; -1 where none is left.
+        """
+        queries = pad(queries, self._index.d)
+        nq = len(queries)
+        distances = np.empty((nq, k), np.float32)
+        rows = np.empty((nq, k), np.int64)
+        selector = None if live.bits is None else faiss.IDSelectorBitmap(live.bits)
+        kind = faiss.IVFPQSearchParameters if isinstance(self._index, faiss.IndexIVFPQ) else faiss.IVFSearchParameters
+        parameters = kind(nprobe=lists.shape[1], sel=selector)
+        # Python's wrapper refuses selectors, the C++ method takes them.
+        self._index.search_preassigned_c(
+            nq,
+            faiss.swig_ptr(queries),
+            k,
+            faiss.swig_ptr(lists),
+            faiss.swig_ptr(list_distances),
+            faiss.swig_ptr(distances),
+            faiss.swig_ptr(rows),
+            False,
+            parameters,
+        )
+        return distances, rows
+
+
+def encode(path: Path, codebook: Codebook, chunks: Any) -> None:
+    """Encodes prepared vectors (an iterable of float32[n, dim]) row after row and writes them to `path`, not synced."""
+    index = faiss.deserialize_index(np.frombuffer(codebook.content, np.uint8))
+    for chunk in chunks:
+        for first in range(0, len(chunk), _ENCODE_ROWS):
+            index.add(pad(chunk[first : first + _ENCODE_ROWS], index.d))
+    _write(index, path)
+
+
+def concatenate(path: Path, sources: list[Path]) -> None:
+    """Joins encoded segments of one codebook without encoding again; rows follow one another in the order of `sources`."""
+    joined = faiss.read_index(str(sources[0]))
+    for source in sources[1:]:
+        joined.merge_from(faiss.read_index(str(source)), joined.ntotal)
+    _write(joined, path)
+
+
+def _write(index: Any, path: Path) -> None:
+    try:
+        faiss.write_index(index, str(path))
+    except RuntimeError as error:
+        raise OSError(f"{path} cannot be written: {error}") from error
+
+
+def nearest_rows(
+    queries: Matrix, vectors: Matrix, k: int, metric: int, live: LiveRows
+) -> tuple[NDArray[np.float32], Rows]:
+    """Compares every live row. Under COSINE both sides must be normalised.
+
+    Args:
+        queries: float32[nq, dim].
+        vectors: float32[n, dim], C-contiguous; may be mapped memory.
+        k: rows a query.
+        metric: `Metric` number.
+        live: n rows.
+
+    Returns:
+        float32[nq, k] squared L2 or inner product, and int64[nq, k] rows; -1 where none is left.
+    """
+    nq, n = len(queries), len(vectors)
+    distances = np.empty((nq, k), np.float32)
+    rows = np.full((nq, k), -1, np.int64)
+    if n == 0 or live.live == 0:
+        return distances, rows
+    selector = None if live.bits is None else faiss.IDSelectorBitmap(live.bits)
+    queries = np.ascontiguousarray(queries)
+    for first in range(0, nq, _EXACT_QUERIES_PER_CALL):
+        last = min(nq, first + _EXACT_QUERIES_PER_CALL)
+        arguments = (
+            faiss.swig_ptr(queries[first:last]),
+            faiss.swig_ptr(vectors),
+            queries.shape[1],
+            last - first,
+            n,
+            k,
+            faiss.swig_ptr(distances[first:last]),
+            faiss.swig_ptr(rows[first:last]),
+        )
+        if metric == types_pb2.METRIC_L2:
+            faiss.knn_L2sqr(*arguments, None, selector)
+        else:
+            faiss.knn_inner_product(*arguments, selector)
+    return distances, rows
+
+
+def compare_rows(queries: Matrix, vectors: Matrix, rows: Rows, metric: int) -> NDArray[np.float32]:
+    """Compares each query with the rows chosen for it, in place.
+
+    Args:
+        queries: float32[nq, dim].
+        vectors: float32[n, dim], C-contiguous; may be mapped memory.
+        rows: int64[nq, r]; -1 is passed over.
+        metric: `Metric` number.
+
+    Returns:
+        float32[nq, r]: squared L2 or inner product; undefined where the row is -1.
+    """
+    nq, r = rows.shape
+    result = np.zeros((nq, r), np.float32)
+    rows = np.ascontiguousarray(rows)
+    queries = np.ascontiguousarray(queries)
+    compare = faiss.fvec_L2sqr_by_idx if metric == types_pb2.METRIC_L2 else faiss.fvec_inner_products_by_idx
+    step = max(1, _PAIRS_PER_CALL // max(1, r))
+    for first in range(0, nq, step):
+        last = min(nq, first + step)
+        compare(
+            faiss.swig_ptr(result[first:last]),
+            faiss.swig_ptr(queries[first:last]),
+            faiss.swig_ptr(vectors),
+            faiss.swig_ptr(rows[first:last]),
+            queries.shape[1],
+            last - first,
+            r,
+        )
+    return result

@@ -1,0 +1,95 @@
+"""Exact scores and the final order of hits: pure numpy, and the only place that says what a score is.
+
+Scores are computed in float64 from the raw float32 vectors and rounded once to float32. So a point scores the same to
+the last bit whichever segment, buffer or shard it sits in, and answers repeat whatever the number of shards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vectorfleet.v1 import types_pb2
+
+_VALUES_PER_STEP: Final = 1 << 22
+
+
+def norms(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    """float32[n] Euclidean norms of float32[n, dim]; computed in float64, so that no square overflows."""
+    wide = vectors.astype(np.float64)
+    lengths: NDArray[np.float32] = np.sqrt(np.einsum("ij,ij->i", wide, wide)).astype(np.float32)
+    return lengths
+
+
+def normalised(vectors: NDArray[np.float32], lengths: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
+    """float32[n, dim] of length 1; `lengths` are their norms where the caller has them."""
+    if lengths is None:
+        lengths = norms(vectors)
+    scale = np.where(lengths > 0, lengths, np.float32(1))
+    return np.ascontiguousarray(vectors / scale[:, None])
+
+
+def exact_scores(
+    queries: NDArray[np.float32], query_of: NDArray[np.int64], vectors: NDArray[np.float32], metric: int
+) -> NDArray[np.float32]:
+    """Scores of pairs.
+
+    Args:
+        queries: float32[nq, dim], raw.
+        query_of: int64[n], the query of each vector.
+        vectors: float32[n, dim], raw.
+        metric: `Metric` number.
+
+    Returns:
+        float32[n]: L2 distance, inner product, or cosine similarity (0 for a zero vector).
+    """
+    wide_queries = queries.astype(np.float64)
+    result = np.empty(len(vectors), np.float32)
+    step = max(1, _VALUES_PER_STEP // max(1, queries.shape[1]))
+    for first in range(0, len(vectors), step):
+        part = slice(first, first + step)
+        left = wide_queries[query_of[part]]
+        right = vectors[part].astype(np.float64)
+        if metric == types_pb2.METRIC_L2:
+            left -= right
+            result[part] = np.sqrt(np.einsum("ij,ij->i", left, left))
+            continue
+        products = np.einsum("ij,ij->i", left, right)
+        if metric == types_pb2.METRIC_COSINE:
+            lengths = np.sqrt(np.einsum("ij,ij->i", left, left)) * np.sqrt(np.einsum("ij,ij->i", right, right))
+            products = np.divide(products, lengths, out=np.zeros_like(products), where=lengths > 0)
+        result[part] = products
+    return result
+
+
+def ascending_key(scores: NDArray[np.float32], metric: int) -> NDArray[np.float32]:
+    """The scores, or their negatives: smaller is better for every metric."""
+    return scores if metric == types_pb2.METRIC_L2 else -scores
+
+
+def best_first(
+    query_of: NDArray[np.int64], keys: NDArray[np.float32], id_of: Callable[[int], bytes]
+) -> NDArray[np.int64]:
+    """Orders candidates by query, then key, then id.
+
+    Args:
+        query_of: int64[n].
+        keys: float32[n], smaller is better.
+        id_of: the id (UTF-8) of a candidate by its position; called for ties only.
+
+    Returns:
+        int64[n] positions.
+    """
+    order = np.lexsort((keys, query_of))
+    sorted_keys, sorted_queries = keys[order], query_of[order]
+    tied = (sorted_keys[1:] == sorted_keys[:-1]) & (sorted_queries[1:] == sorted_queries[:-1])
+    if not tied.any():
+        return order
+    edges = np.flatnonzero(np.diff(np.concatenate(([False], tied, [False])).astype(np.int8)))
+    for first, last in zip(edges[::2], edges[1::2], strict=True):
+        run = slice(int(first), int(last) + 1)
+        order[run] = sorted(order[run], key=lambda position: id_of(int(position)))
+    return order

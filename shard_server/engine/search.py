@@ -1,0 +1,259 @@
+"""The search over one view of a replica.
+
+1. Candidates: encoded segments through their IVF-PQ codes (each query assigned to lists once per codebook), the rest
+   (buffers, segments without codes, or everything when `exact`) by comparing every row.
+2. The candidates of the codes are compared again on raw vectors, in float32.
+3. The best k and some spare ones are scored in float64 (see `scoring`) and put in their final order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shard_server.engine import index, scoring
+from shard_server.engine.bitmap import LiveRows
+from shard_server.engine.view import SegmentView, View
+from vectorfleet.errors import InternalError
+from vectorfleet.limits import CANDIDATES_MAX, OVERSAMPLE_DEFAULT
+from vectorfleet.v1 import types_pb2
+
+_SPARE: Final = 8
+"""Candidates beyond k that the float64 pass sees: float32 rounding near the k-th place must not decide."""
+_EXACT_ROWS_PER_STEP: Final = 65_536
+
+
+@dataclass(frozen=True, slots=True)
+class SearchOptions:
+    """How one batch is searched; zeros mean defaults."""
+
+    k: int
+    nprobe: int = 0
+    oversample: float = 0.0
+    exact: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Hits:
+    """The hits of a batch, packed: those of query q follow those of query q - 1, best first."""
+
+    counts: NDArray[np.uint32]
+    """uint32[nq]"""
+    scores: NDArray[np.float32]
+    """float32[sum(counts)]"""
+    ids: list[bytes]
+    vectors: NDArray[np.float32]
+    """float32[sum(counts), dim], raw."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Rows that can be found: of a segment or of a buffer."""
+
+    vectors: NDArray[np.float32]
+    live: LiveRows
+    id_of: Callable[[int], bytes]
+    prepared: Callable[[int, int], NDArray[np.float32]]
+    """The rows from one to before another, as the metric compares them."""
+    lengths: NDArray[np.float32] | None = None
+    """float32[rows] norms, of a segment under COSINE."""
+
+    @property
+    def rows(self) -> int:
+        return len(self.vectors)
+
+
+@dataclass(frozen=True, slots=True)
+class _Candidates:
+    """Rows of one part for each query, with float32 keys (smaller is better; infinite where there is none)."""
+
+    part: int
+    keys: NDArray[np.float32]
+    rows: NDArray[np.int64]
+
+
+def search(
+    view: View,
+    queries: NDArray[np.float32],
+    options: SearchOptions,
+    metric: int,
+    codebooks: Callable[[int], index.Codebook | None],
+) -> Hits:
+    """Finds each query's nearest live points.
+
+    Args:
+        view: the snapshot to search.
+        queries: float32[nq, dim], raw and valid.
+        options: how.
+        metric: `Metric` number.
+        codebooks: finds a codebook by its version.
+    """
+    prepared = scoring.normalised(queries) if metric == types_pb2.METRIC_COSINE else np.ascontiguousarray(queries)
+    parts = _parts(view)
+    encoded = {} if options.exact else _encoded(view)
+    wanted = options.k + _SPARE
+    while True:
+        candidates = [
+            _compare_all(part_number, parts[part_number], prepared, min(wanted, parts[part_number].live.live), metric)
+            for part_number in range(len(parts))
+            if part_number not in encoded and parts[part_number].live.live
+        ]
+        candidates += _from_codes(view, parts, encoded, prepared, options, metric, codebooks)
+        hits, cut_in_a_tie = _finish(parts, candidates, queries, options.k, wanted, metric)
+        if not (options.exact and cut_in_a_tie) or wanted >= view.live:
+            return hits
+        # Equal scores reach beyond the spare candidates: the order by id is only known once all of them are seen.
+        wanted *= 4
+
+
+def _parts(view: View) -> list[_Part]:
+    sealed = [
+        _Part(piece.segment.vectors, piece.live, piece.segment.id_of, piece.segment.prepared, piece.segment.lengths)
+        for piece in view.segments
+    ]
+    return sealed + [
+        _Part(buffer.vectors, buffer.live, buffer.ids.__getitem__, buffer.prepared_rows) for buffer in view.buffers
+    ]
+
+
+def _encoded(view: View) -> dict[int, SegmentView]:
+    return {
+        number: piece
+        for number, piece in enumerate(view.segments)
+        if piece.segment.index is not None and piece.live.live
+    }
+
+
+def _compare_all(number: int, part: _Part, prepared: NDArray[np.float32], wanted: int, metric: int) -> _Candidates:
+    keys = np.empty((len(prepared), 0), np.float32)
+    rows = np.empty((len(prepared), 0), np.int64)
+    step = part.rows if metric != types_pb2.METRIC_COSINE else _EXACT_ROWS_PER_STEP
+    for first in range(0, part.rows, step):
+        last = min(part.rows, first + step)
+        live = (
+            part.live
+            if step == part.rows
+            else LiveRows.all_of(last - first).without(np.flatnonzero(~part.live.mask()[first:last]))
+        )
+        distances, found = index.nearest_rows(
+            prepared, part.prepared(first, last), min(wanted, last - first), metric, live
+        )
+        absent = found < 0
+        keys = np.concatenate((keys, np.where(absent, np.inf, scoring.ascending_key(distances, metric))), axis=1)
+        rows = np.concatenate((rows, np.where(absent, -1, found + first)), axis=1)
+        if keys.shape[1] > wanted:
+            keys, rows = _best(keys, rows, wanted)
+    return _Candidates(number, keys, rows)
+
+
+def _from_codes(
+    view: View,
+    parts: list[_Part],
+    encoded: dict[int, SegmentView],
+    prepared: NDArray[np.float32],
+    options: SearchOptions,
+    metric: int,
+    codebooks: Callable[[int], index.Codebook | None],
+) -> list[_Candidates]:
+    oversample = options.oversample or OVERSAMPLE_DEFAULT
+    wanted = max(options.k, min(int(options.k * oversample), CANDIDATES_MAX)) + _SPARE
+    found: list[_Candidates] = []
+    for version in sorted({piece.segment.codebook_version for piece in encoded.values()}):
+        codebook = codebooks(version)
+        if codebook is None:
+            raise InternalError(
+                f"segments are encoded with codebook version {version}, which this replica does not hold"
+            )
+        list_distances, lists = codebook.assign(prepared, options.nprobe or codebook.default_nprobe)
+        group = [(number, piece) for number, piece in encoded.items() if piece.segment.codebook_version == version]
+        scanned = []
+        for number, piece in group:
+            assert piece.segment.index is not None
+            distances, rows = piece.segment.index.scan(
+                prepared, lists, list_distances, min(wanted, piece.live.live), piece.live
+            )
+            scanned.append(
+                _Candidates(number, np.where(rows < 0, np.inf, scoring.ascending_key(distances, metric)), rows)
+            )
+        # One codebook: approximate distances of several segments can be compared, so only the best of all are read.
+        found += [
+            _compare_again(parts[chosen.part], chosen, prepared, metric) for chosen in _best_of_all(scanned, wanted)
+        ]
+    return found
+
+
+def _best_of_all(scanned: list[_Candidates], wanted: int) -> list[_Candidates]:
+    if sum(candidates.keys.shape[1] for candidates in scanned) <= wanted:
+        return scanned
+    keys = np.concatenate([candidates.keys for candidates in scanned], axis=1)
+    bound = np.partition(keys, wanted - 1, axis=1)[:, wanted - 1 : wanted]
+    return [_Candidates(part.part, part.keys, np.where(part.keys <= bound, part.rows, -1)) for part in scanned]
+
+
+def _compare_again(part: _Part, candidates: _Candidates, prepared: NDArray[np.float32], metric: int) -> _Candidates:
+    scores = index.compare_rows(prepared, part.vectors, candidates.rows, metric)
+    if part.lengths is not None:
+        lengths = part.lengths[np.maximum(candidates.rows, 0)]
+        scores = np.divide(scores, lengths, out=np.zeros_like(scores), where=lengths > 0)
+    return _Candidates(
+        candidates.part, np.where(candidates.rows < 0, np.inf, scoring.ascending_key(scores, metric)), candidates.rows
+    )
+
+
+def _best(
+    keys: NDArray[np.float32], rows: NDArray[np.int64], wanted: int
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    chosen = np.argpartition(keys, wanted - 1, axis=1)[:, :wanted]
+    return np.take_along_axis(keys, chosen, axis=1), np.take_along_axis(rows, chosen, axis=1)
+
+
+def _finish(
+    parts: list[_Part], candidates: list[_Candidates], queries: NDArray[np.float32], k: int, wanted: int, metric: int
+) -> tuple[Hits, bool]:
+    """Scores the best `wanted` of each query in float64 and keeps k; says whether a tie may reach beyond them."""
+    nq, dim = queries.shape
+    if not candidates:
+        return Hits(np.zeros(nq, np.uint32), np.empty(0, np.float32), [], np.empty((0, dim), np.float32)), False
+    keys = np.concatenate([group.keys for group in candidates], axis=1)
+    rows = np.concatenate([group.rows for group in candidates], axis=1)
+    part_of = np.concatenate([np.full(group.keys.shape[1], group.part, np.int32) for group in candidates])
+    if keys.shape[1] > wanted:
+        chosen = np.argpartition(keys, wanted - 1, axis=1)[:, :wanted]
+        keys, rows, pair_part = (
+            np.take_along_axis(keys, chosen, axis=1),
+            np.take_along_axis(rows, chosen, axis=1),
+            part_of[chosen],
+        )
+    else:
+        pair_part = np.broadcast_to(part_of, rows.shape)
+    there = rows >= 0
+    query_of, _ = np.nonzero(there)
+    flat_rows, flat_parts = rows[there], pair_part[there]
+    vectors = np.empty((len(flat_rows), dim), np.float32)
+    for number in np.unique(flat_parts):
+        mine = flat_parts == number
+        vectors[mine] = parts[number].vectors[flat_rows[mine]]
+    scores = scoring.exact_scores(queries, query_of, vectors, metric)
+
+    def id_of(position: int) -> bytes:
+        return parts[flat_parts[position]].id_of(int(flat_rows[position]))
+
+    order = scoring.best_first(query_of, scoring.ascending_key(scores, metric), id_of)
+    available = np.bincount(query_of, minlength=nq)
+    starts = np.cumsum(available) - available
+    rank = np.arange(len(order)) - starts[query_of[order]]
+    kept = order[rank < k]
+    counts = np.minimum(available, k)
+    full = available >= wanted
+    last_seen, last_kept = starts + available - 1, starts + counts - 1
+    cut_in_a_tie = (
+        bool(np.any(full & (scores[order][np.maximum(last_seen, 0)] == scores[order][np.maximum(last_kept, 0)])))
+        if len(order)
+        else False
+    )
+    hits = Hits(counts.astype(np.uint32), scores[kept], [id_of(int(position)) for position in kept], vectors[kept])
+    return hits, cut_in_a_tie

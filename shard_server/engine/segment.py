@@ -1,0 +1,260 @@
+"""A segment: an immutable, searchable part of a replica, in a directory of its own.
+
+    vectors   float32[rows, dim], raw, C order          memory-mapped; the kernel keeps what is read
+    ids       uint64[rows + 1] offsets, then UTF-8      memory-mapped
+    hashes    uint64[rows] sorted, then uint32[rows]    memory-mapped: id → row by binary search
+    lengths   float32[rows], the vectors' norms         memory-mapped; under COSINE alone
+    index-V   FAISS IVF-PQ codes under codebook V       memory-mapped; absent: the segment is searched exactly
+
+All but the index are the truth. The index is derived: a damaged one is dropped and built again. Which rows are alive is not
+kept here, because it changes: see `view` and `store`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from shard_server.engine import files, index, scoring
+from shard_server.engine.bitmap import LiveRows
+from vectorfleet.errors import DataLoss
+from vectorfleet.internal.v1 import storage_pb2
+from vectorfleet.v1 import types_pb2
+
+_VECTORS: Final = b"VF-VECTR"
+_IDS: Final = b"VF-IDS  "
+_HASHES: Final = b"VF-HASH "
+_LENGTHS: Final = b"VF-LENGT"
+_CHUNK_BYTES: Final = 8 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Rows that go into a new segment, from a buffer or an older segment."""
+
+    vectors: NDArray[np.float32]
+    """float32[n, dim], raw."""
+    rows: NDArray[np.int64]
+    """int64[r]: the rows to take, ascending."""
+    id_of: Callable[[int], bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """An open segment. Thread-safe; its files stay readable until the last reference goes, even once unlinked."""
+
+    entry: storage_pb2.SegmentEntry
+    directory: Path
+    metric: int
+    vectors: NDArray[np.float32] = field(repr=False)
+    _offsets: NDArray[np.uint64] = field(repr=False)
+    _id_bytes: NDArray[np.uint8] = field(repr=False)
+    _hashes: NDArray[np.uint64] = field(repr=False)
+    _hash_rows: NDArray[np.uint32] = field(repr=False)
+    lengths: NDArray[np.float32] | None = field(repr=False)
+    """float32[rows] norms, under COSINE."""
+    index: index.SegmentIndex | None = field(repr=False)
+
+    @property
+    def number(self) -> int:
+        """Its number within the replica; never used again."""
+        return self.entry.segment
+
+    @property
+    def rows(self) -> int:
+        """Rows, alive or dead."""
+        return self.entry.rows
+
+    @property
+    def codebook_version(self) -> int:
+        """The codebook of its index; 0: not encoded."""
+        return self.entry.codebook_version if self.index is not None else 0
+
+    @property
+    def index_path(self) -> Path:
+        """The index file."""
+        return self.directory / self.entry.index.name
+
+    @property
+    def disk_bytes(self) -> int:
+        """Bytes of all its files."""
+        return sum(entry.bytes for entry in self.entry.files) + self.entry.index.bytes
+
+    def id_of(self, row: int) -> bytes:
+        """The id of a row, as UTF-8."""
+        return self._id_bytes[int(self._offsets[row]) : int(self._offsets[row + 1])].tobytes()
+
+    def rows_of(self, ids: Sequence[bytes], live: LiveRows) -> NDArray[np.int64]:
+        """The live row of each id: int64[n], -1 where there is none."""
+        result = np.full(len(ids), -1, np.int64)
+        if not ids:
+            return result
+        wanted = np.fromiter((xxhash.xxh3_64_intdigest(point_id) for point_id in ids), np.uint64, len(ids))
+        places = np.searchsorted(self._hashes, wanted)
+        # A hash may stand more than once (two ids, or an id whose older row is dead): look on while it is the same.
+        for position in np.flatnonzero(places < self.rows):
+            place = int(places[position])
+            while place < self.rows and self._hashes[place] == wanted[position]:
+                row = int(self._hash_rows[place])
+                if self.id_of(row) == ids[int(position)] and bool(live.is_live(np.asarray([row]))[0]):
+                    result[position] = row
+                    break
+                place += 1
+        return result
+
+    def prepared(self, first: int, last: int) -> NDArray[np.float32]:
+        """float32[last - first, dim] rows as the metric compares them: normalised under COSINE, else in place."""
+        part = self.vectors[first:last]
+        return part if self.lengths is None else scoring.normalised(part, self.lengths[first:last])
+
+    def with_index(self, entry: storage_pb2.SegmentEntry) -> Segment:
+        """The same segment with the index file that `entry` names."""
+        encoded = index.SegmentIndex(self.directory / entry.index.name)
+        return replace(self, entry=entry, index=encoded)
+
+
+def open_segment(directory: Path, entry: storage_pb2.SegmentEntry, dim: int, metric: int) -> Segment:
+    """Checks every file and maps them, without the index: see `attach_index`. Raises `DataLoss` with the file at fault."""
+    files.verify(directory, entry.files)
+    vectors = _mapped(directory / "vectors", _VECTORS, dim, entry.rows)
+    ids = _mapped(directory / "ids", _IDS, 0, entry.rows)
+    hashes = _mapped(directory / "hashes", _HASHES, 0, entry.rows)
+    lengths = _mapped(directory / "lengths", _LENGTHS, 1, entry.rows) if metric == types_pb2.METRIC_COSINE else None
+    edge = (entry.rows + 1) * 8
+    return Segment(
+        entry=entry,
+        directory=directory,
+        metric=metric,
+        vectors=vectors.view(np.float32).reshape(entry.rows, dim),
+        _offsets=ids[:edge].view(np.uint64),
+        _id_bytes=ids[edge:],
+        _hashes=hashes[: entry.rows * 8].view(np.uint64),
+        _hash_rows=hashes[entry.rows * 8 :].view(np.uint32),
+        lengths=None if lengths is None else lengths.view(np.float32),
+        index=None,
+    )
+
+
+def attach_index(segment: Segment) -> Segment:
+    """The same segment with the index that its entry names. Raises `DataLoss` where that is damaged: encode again then."""
+    files.verify(segment.directory, [segment.entry.index])
+    attached = segment.with_index(segment.entry)
+    assert attached.index is not None
+    if attached.index.rows != segment.rows:
+        raise DataLoss(f"{segment.index_path} holds {attached.index.rows} rows where the manifest says {segment.rows}")
+    return attached
+
+
+def _mapped(path: Path, kind: bytes, columns: int, rows: int) -> NDArray[np.uint8]:
+    if files.check_header(path, kind) != (columns, rows):
+        raise DataLoss(f"{path} has another shape than the manifest says")
+    # A plain array over the mapping: slices of np.memmap would each cost a Python-level __array_finalize__.
+    return np.asarray(np.memmap(path, np.uint8, "r", files.HEADER_BYTES)).view(np.ndarray)
+
+
+def write_segment(
+    directory: Path,
+    number: int,
+    sources: Sequence[Source],
+    dim: int,
+    metric: int,
+    codebook: index.Codebook | None,
+    joinable: Sequence[Path] = (),
+) -> storage_pb2.SegmentEntry:
+    """Writes a new segment of all rows of `sources`, in order, and makes it durable.
+
+    Args:
+        directory: where the segment's directory comes to stand; a leftover of that name is replaced.
+        number: the segment's number.
+        sources: at least one row in all.
+        dim: components of a vector.
+        metric: `Metric` number.
+        codebook: encodes the rows; None: none is encoded.
+        joinable: index files under `codebook` that hold exactly the rows of `sources`, in order: they are joined
+            instead of encoding again.
+
+    Returns:
+        The manifest's entry.
+    """
+    final = directory / str(number)
+    building = directory / f"{number}.building"
+    for leftover in (building, final):
+        shutil.rmtree(leftover, ignore_errors=True)
+    building.mkdir(parents=True)
+    rows = sum(len(source.rows) for source in sources)
+    written = [
+        files.write(building / "vectors", _vector_parts(sources, rows, dim)),
+        *_write_ids(building, [source.id_of(int(row)) for source in sources for row in source.rows]),
+    ]
+    if metric == types_pb2.METRIC_COSINE:
+        lengths = (scoring.norms(chunk).tobytes() for chunk in _chunks(sources, dim))
+        written.append(files.write(building / "lengths", itertools.chain([files.header(_LENGTHS, 1, rows)], lengths)))
+    entry = storage_pb2.SegmentEntry(segment=number, rows=rows, files=written)
+    if codebook is not None:
+        path = building / f"index-{codebook.version}"
+        if joinable:
+            index.concatenate(path, list(joinable))
+        else:
+            index.encode(path, codebook, _prepared_chunks(sources, dim, metric))
+        entry.index.CopyFrom(files.seal(path))
+        entry.codebook_version = codebook.version
+    files.sync_directory(building)
+    building.rename(final)
+    files.sync_directory(directory)
+    return entry
+
+
+def write_index(segment: Segment, codebook: index.Codebook) -> storage_pb2.SegmentEntry:
+    """Encodes an existing segment under another codebook, beside its present index; returns the new entry."""
+    path = segment.directory / f"index-{codebook.version}"
+    building = path.with_suffix(".building")
+    every = Source(segment.vectors, np.arange(segment.rows), segment.id_of)
+    index.encode(building, codebook, _prepared_chunks([every], segment.vectors.shape[1], segment.metric))
+    sealed = files.seal(building)
+    building.rename(path)
+    files.sync_directory(segment.directory)
+    sealed.name = path.name
+    entry = storage_pb2.SegmentEntry()
+    entry.CopyFrom(segment.entry)
+    entry.index.CopyFrom(sealed)
+    entry.codebook_version = codebook.version
+    return entry
+
+
+def _chunks(sources: Sequence[Source], dim: int) -> Iterator[NDArray[np.float32]]:
+    step = max(1, _CHUNK_BYTES // (4 * dim))
+    for source in sources:
+        for first in range(0, len(source.rows), step):
+            yield source.vectors[source.rows[first : first + step]]
+
+
+def _vector_parts(sources: Sequence[Source], rows: int, dim: int) -> Iterator[bytes | memoryview]:
+    yield files.header(_VECTORS, dim, rows)
+    for chunk in _chunks(sources, dim):
+        yield np.ascontiguousarray(chunk).data.cast("B")
+
+
+def _prepared_chunks(sources: Sequence[Source], dim: int, metric: int) -> Iterator[NDArray[np.float32]]:
+    for chunk in _chunks(sources, dim):
+        yield scoring.normalised(chunk) if metric == types_pb2.METRIC_COSINE else chunk
+
+
+def _write_ids(building: Path, ids: Sequence[bytes]) -> list[storage_pb2.FileEntry]:
+    offsets = np.zeros(len(ids) + 1, np.uint64)
+    np.cumsum(np.fromiter(map(len, ids), np.uint64, len(ids)), out=offsets[1:])
+    hashes = np.fromiter((xxhash.xxh3_64_intdigest(point_id) for point_id in ids), np.uint64, len(ids))
+    order = np.argsort(hashes, kind="stable").astype(np.uint32)
+    return [
+        files.write(building / "ids", [files.header(_IDS, 0, len(ids)), offsets.tobytes(), b"".join(ids)]),
+        files.write(
+            building / "hashes", [files.header(_HASHES, 0, len(ids)), hashes[order].tobytes(), order.tobytes()]
+        ),
+    ]

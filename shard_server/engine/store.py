@@ -1,0 +1,242 @@
+"""RocksDB, and the only module that knows it: a replica's log, its points, its tombstones and its manifest.
+
+Column families: `log` (first seqno → LogEntry; this is the write-ahead log), `points` (id → version, payload),
+`tombstones` (segment, row → nothing) and `meta` (the manifest, the applied seqno, the term). A log entry is on disk before
+`append` returns. What `apply` writes is not synced: it follows its log entry in RocksDB's own write order, so that after
+a crash the points are at most as new as the log, and the log's tail is applied again.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import rocksdict
+
+from vectorfleet.errors import DataLoss, InternalError, ResourceExhausted, VectorfleetError
+from vectorfleet.internal.v1 import storage_pb2
+
+_MANIFEST: Final = b"manifest"
+_APPLIED: Final = b"applied"
+_TERM: Final = b"term"
+_U64: Final = struct.Struct(">Q")
+_TOMBSTONE: Final = struct.Struct(">QQ")
+_VERSION: Final = struct.Struct("<Q")
+_WRITE_BUFFER_BYTES: Final = 32 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class PointRecord:
+    """What is kept of a point beside its vector."""
+
+    version: int
+    payload: bytes
+
+
+class PointsSnapshot:
+    """The points as they were at one moment, whatever is written later."""
+
+    def __init__(self, snapshot: Any) -> None:
+        self._snapshot = snapshot
+
+    def get(self, point_id: bytes) -> PointRecord | None:
+        """Reads one point; None where it did not exist."""
+        try:
+            value = self._snapshot[point_id]
+        except Exception as error:  # rocksdict has one class for all; only its words tell an absent key from a fault
+            if str(error) == "key not found":
+                return None
+            raise _translated(error, "read") from error
+        return _record(value)
+
+    def after(self, point_id: bytes) -> Iterator[tuple[bytes, PointRecord]]:
+        """Walks the points whose id is above `point_id`, in bytewise order."""
+        for key, value in self._snapshot.items(from_key=point_id or None):
+            if key != point_id:
+                yield key, _record(value)
+
+
+class Batch:
+    """Changes that take effect together or not at all."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._batch = rocksdict.WriteBatch(raw_mode=True)
+
+    def put_point(self, point_id: bytes, version: int, payload: bytes) -> None:
+        """Inserts or replaces a point."""
+        self._batch.put(point_id, _VERSION.pack(version) + payload, self._store._points_handle)
+
+    def delete_point(self, point_id: bytes) -> None:
+        """Removes a point."""
+        self._batch.delete(point_id, self._store._points_handle)
+
+    def put_tombstones(self, segment: int, rows: Iterable[int]) -> None:
+        """Marks rows of a segment as dead."""
+        for row in rows:
+            self._batch.put(_TOMBSTONE.pack(segment, row), b"", self._store._tombstones_handle)
+
+    def drop_tombstones(self, segment: int) -> None:
+        """Forgets a segment's tombstones, when the segment goes."""
+        self._batch.delete_range(
+            _TOMBSTONE.pack(segment, 0), _TOMBSTONE.pack(segment + 1, 0), self._store._tombstones_handle
+        )
+
+    def put_applied(self, seqno: int) -> None:
+        """Notes up to where the log is applied."""
+        self._batch.put(_APPLIED, _U64.pack(seqno), self._store._meta_handle)
+
+    def put_manifest(self, manifest: storage_pb2.ReplicaManifest) -> None:
+        """Replaces the manifest, and lets go of the log that it has sealed."""
+        self._batch.put(_MANIFEST, manifest.SerializeToString(deterministic=True), self._store._meta_handle)
+        if manifest.sealed_seqno:
+            self._batch.delete_range(_U64.pack(0), _U64.pack(manifest.sealed_seqno + 1), self._store._log_handle)
+
+    def write(self, *, sync: bool) -> None:
+        """Makes the changes; with `sync`, durable before it returns. Raises `ResourceExhausted` or `DataLoss`."""
+        try:
+            self._store._db.write(self._batch, self._store._synced if sync else self._store._unsynced)
+        except Exception as error:
+            raise _translated(error, "written") from error
+
+
+class Store:
+    """One replica's RocksDB."""
+
+    def __init__(self, directory: Path) -> None:
+        """Opens or creates it. Raises `DataLoss` where its files are damaged."""
+        families = {name: _options(name) for name in ("log", "points", "tombstones", "meta")}
+        self._directory = directory
+        try:
+            self._db = rocksdict.Rdict(str(directory), _options("default"), column_families=families)
+            self._log = self._db.get_column_family("log")
+            self._points = self._db.get_column_family("points")
+            self._tombstones = self._db.get_column_family("tombstones")
+            self._meta = self._db.get_column_family("meta")
+        except Exception as error:
+            raise _translated(error, f"opened ({directory})") from error
+        self._log_handle = self._db.get_column_family_handle("log")
+        self._points_handle = self._db.get_column_family_handle("points")
+        self._tombstones_handle = self._db.get_column_family_handle("tombstones")
+        self._meta_handle = self._db.get_column_family_handle("meta")
+        self._synced = rocksdict.WriteOptions()
+        self._synced.sync = True
+        self._unsynced = rocksdict.WriteOptions()
+
+    def batch(self) -> Batch:
+        """Begins a batch."""
+        return Batch(self)
+
+    def append(self, entries: Sequence[storage_pb2.LogEntry], *, term_changed: bool) -> None:
+        """Appends to the log: one group commit, on disk when it returns. Raises `ResourceExhausted` or `DataLoss`."""
+        batch = rocksdict.WriteBatch(raw_mode=True)
+        for entry in entries:
+            batch.put(_U64.pack(entry.first_seqno), entry.SerializeToString(), self._log_handle)
+        if term_changed:
+            batch.put(_TERM, _U64.pack(entries[-1].term), self._meta_handle)
+        try:
+            self._db.write(batch, self._synced)
+        except Exception as error:
+            raise _translated(error, "written") from error
+
+    def log_after(self, seqno: int) -> Iterator[storage_pb2.LogEntry]:
+        """Reads the log's entries above `seqno`, in order."""
+        for key, value in self._read(lambda: self._log.items(from_key=_U64.pack(seqno + 1))):
+            try:
+                entry = storage_pb2.LogEntry.FromString(value)
+            except Exception as error:
+                raise DataLoss(
+                    f"log entry {_U64.unpack(key)[0]} in {self._directory} cannot be read: {error}"
+                ) from error
+            yield entry
+
+    def _read(self, items: Any) -> Iterator[tuple[bytes, bytes]]:
+        try:
+            yield from items()
+        except VectorfleetError:
+            raise
+        except Exception as error:
+            raise _translated(error, f"read ({self._directory})") from error
+
+    def exists(self, point_id: bytes) -> bool:
+        """Whether a point of this id is there now."""
+        return self._points.get(point_id) is not None
+
+    def points(self) -> PointsSnapshot:
+        """The points as they are now, for as long as the snapshot is held."""
+        return PointsSnapshot(self._points.snapshot())
+
+    def version_of(self, point_id: bytes) -> int:
+        """The point's version; 0 where it does not exist."""
+        value = self._points.get(point_id)
+        return 0 if value is None else int(_VERSION.unpack_from(value)[0])
+
+    def tombstones(self) -> Iterator[tuple[int, int]]:
+        """All (segment, row) that are dead."""
+        for key, _ in self._read(self._tombstones.items):
+            segment, row = _TOMBSTONE.unpack(key)
+            yield segment, row
+
+    def manifest(self) -> storage_pb2.ReplicaManifest | None:
+        """The manifest; None in a new store. Raises `DataLoss`."""
+        value = self._get_meta(_MANIFEST)
+        if value is None:
+            return None
+        try:
+            return storage_pb2.ReplicaManifest.FromString(value)
+        except Exception as error:
+            raise DataLoss(f"the manifest in {self._directory} cannot be read: {error}") from error
+
+    def applied(self) -> int:
+        """Up to where the log is applied."""
+        value = self._get_meta(_APPLIED)
+        return 0 if value is None else int(_U64.unpack(value)[0])
+
+    def term(self) -> int:
+        """The term of the newest log entry ever written."""
+        value = self._get_meta(_TERM)
+        return 0 if value is None else int(_U64.unpack(value)[0])
+
+    def _get_meta(self, key: bytes) -> bytes | None:
+        try:
+            value: bytes | None = self._meta.get(key)
+        except Exception as error:
+            raise _translated(error, f"read ({self._directory})") from error
+        return value
+
+    def close(self) -> None:
+        """Closes the files; the log is synced already. RocksDB lets go of its lock with the last snapshot."""
+        self._db.close()
+        del self._log, self._points, self._tombstones, self._meta
+        del self._log_handle, self._points_handle, self._tombstones_handle, self._meta_handle
+
+
+def _record(value: bytes) -> PointRecord:
+    return PointRecord(_VERSION.unpack_from(value)[0], value[_VERSION.size :])
+
+
+def _options(family: str) -> rocksdict.Options:
+    options = rocksdict.Options(raw_mode=True)
+    options.create_if_missing(True)
+    options.create_missing_column_families(True)
+    options.set_write_buffer_size(_WRITE_BUFFER_BYTES)
+    options.set_max_total_wal_size(8 * _WRITE_BUFFER_BYTES)
+    options.set_keep_log_file_num(2)
+    options.set_max_log_file_size(1 << 20)
+    if family == "points":
+        table = rocksdict.BlockBasedOptions()
+        table.set_bloom_filter(10, False)
+        options.set_block_based_table_factory(table)
+    return options
+
+
+def _translated(error: Exception, doing: str) -> VectorfleetError:
+    words = str(error)
+    if "No space left" in words or "NoSpace" in words:
+        return ResourceExhausted(f"the node's disk is full: {words}", reason="DISK_FULL")
+    if "Corruption" in words or "IO error" in words:
+        return DataLoss(f"the replica's store cannot be {doing}: {words}")
+    return InternalError(f"the replica's store cannot be {doing}: {words}")

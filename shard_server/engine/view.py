@@ -1,0 +1,60 @@
+"""What a search sees: an immutable snapshot of a replica, replaced whole after every write and every change of segments.
+
+Invariant: each live id stands in exactly one live row of exactly one segment or buffer of a view, and `points` holds
+just the live ids. A reader takes the current view once and needs no lock after that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shard_server.engine.bitmap import LiveRows
+from shard_server.engine.buffer import BufferView
+from shard_server.engine.segment import Segment
+from shard_server.engine.store import PointsSnapshot
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentView:
+    """A segment with the rows that are alive in this view."""
+
+    segment: Segment
+    live: LiveRows
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """A replica at one applied seqno."""
+
+    applied_seqno: int
+    segments: tuple[SegmentView, ...]
+    buffers: tuple[BufferView, ...]
+    """The buffers being sealed, then the one that takes writes."""
+    points: PointsSnapshot
+
+    @property
+    def live(self) -> int:
+        """Live points."""
+        return sum(part.live.live for part in self.segments) + sum(part.live.live for part in self.buffers)
+
+    def vectors_of(self, ids: Sequence[bytes], versions: Sequence[int]) -> list[NDArray[np.float32] | None]:
+        """The raw vector (float32[dim]) of each id that this view's `points` knows under that version; else None."""
+        found: list[NDArray[np.float32] | None] = [None] * len(ids)
+        for position, version in enumerate(versions):
+            for buffer in self.buffers:
+                row = buffer.row_of_version(version)
+                if row >= 0:
+                    found[position] = buffer.vectors[row]
+        for part in self.segments:
+            missing = [position for position, vector in enumerate(found) if vector is None]
+            if not missing:
+                break
+            rows = part.segment.rows_of([ids[position] for position in missing], part.live)
+            for position, row in zip(missing, rows, strict=True):
+                if row >= 0:
+                    found[position] = part.segment.vectors[row]
+        return found

@@ -1,0 +1,38 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from shard_server.engine import scoring
+from vectorfleet.v1 import types_pb2
+
+
+@pytest.mark.parametrize("metric", [types_pb2.METRIC_L2, types_pb2.METRIC_DOT, types_pb2.METRIC_COSINE])
+def test_scores_do_not_depend_on_company(metric: int) -> None:
+    rng = np.random.default_rng(5)
+    queries, vectors = rng.standard_normal((3, 77), np.float32), rng.standard_normal((50, 77), np.float32)
+    query_of = np.arange(50) % 3
+    together = scoring.exact_scores(queries, query_of, vectors, metric)
+    alone = [
+        scoring.exact_scores(queries[q : q + 1], np.zeros(1, np.int64), vectors[i : i + 1], metric)[0]
+        for i, q in enumerate(query_of)
+    ]
+    assert together.tolist() == alone
+
+
+def test_ties_are_ordered_by_id() -> None:
+    ids = [b"b", b"a", b"c", b"aa"]
+    order = scoring.best_first(np.zeros(4, np.int64), np.array([1, 1, 0, 1], np.float32), ids.__getitem__)
+    assert [ids[position] for position in order] == [b"c", b"a", b"aa", b"b"]
+
+
+def test_ties_of_different_queries_do_not_mix() -> None:
+    order = scoring.best_first(np.array([1, 0, 0]), np.array([1, 1, 1], np.float32), [b"a", b"c", b"b"].__getitem__)
+    assert order.tolist() == [2, 1, 0]
+
+
+def test_a_zero_vector_scores_zero_under_cosine() -> None:
+    scores = scoring.exact_scores(
+        np.ones((1, 3), np.float32), np.zeros(1, np.int64), np.zeros((1, 3), np.float32), types_pb2.METRIC_COSINE
+    )
+    assert scores.tolist() == [0.0]
