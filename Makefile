@@ -56,7 +56,7 @@ $(BUF): package.json package-lock.json
 
 lock: ## Renew requirements.lock from pyproject.toml
 	$(BIN)/pip-compile --quiet --strip-extras --no-emit-index-url --no-emit-find-links --no-annotate \
-	  --extra local --extra embed --extra parquet --group dev --output-file requirements.lock pyproject.toml
+	  --extra local --extra embed --extra parquet --extra dev --output-file requirements.lock pyproject.toml
 
 clean: ## Remove what the targets made
 	rm -rf $(VENV) node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis

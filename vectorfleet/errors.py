@@ -262,9 +262,7 @@ def from_rpc_error(error: grpc.RpcError) -> VectorfleetError:
     """Maps what a gRPC channel raised, sync or asyncio, to the exception tree."""
     code = error.code() if hasattr(error, "code") else grpc.StatusCode.UNKNOWN
     message = (error.details() if hasattr(error, "details") else None) or str(error)
-    metadata: Iterable[Any] = (
-        error.trailing_metadata() if hasattr(error, "trailing_metadata") else None
-    ) or ()
+    metadata: Iterable[Any] = (error.trailing_metadata() if hasattr(error, "trailing_metadata") else None) or ()
     for key, value in metadata:
         if key == _DETAILS_KEY:
             return from_status(status_pb2.Status.FromString(value))

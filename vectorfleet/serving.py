@@ -30,9 +30,7 @@ _MESSAGE_BYTES_MAX: Final = 900
 _log = logging.getLogger(__name__)
 
 
-def new_server(
-    interceptors: Sequence[grpc.aio.ServerInterceptor] = (), *, reuse_port: bool = False
-) -> grpc.aio.Server:
+def new_server(interceptors: Sequence[grpc.aio.ServerInterceptor] = (), *, reuse_port: bool = False) -> grpc.aio.Server:
     """Makes a server with our limits that turns every exception of its handlers into the error table's status.
 
     Args:

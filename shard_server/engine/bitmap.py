@@ -59,7 +59,8 @@ class LiveRows:
         if self.bits is None:
             return np.ones(self.rows, np.bool_)
         bits: NDArray[np.uint8] = np.unpackbits(self.bits, count=self.rows, bitorder="little")
-        return bits != 0
+        mask: NDArray[np.bool_] = bits.astype(np.bool_)
+        return mask
 
     def live_rows(self) -> NDArray[np.int64]:
         """int64[live], ascending."""
@@ -69,7 +70,8 @@ class LiveRows:
         """bool[n]: whether each of `rows` (int64[n]) is alive."""
         if self.bits is None:
             return np.ones(len(rows), np.bool_)
-        return ((self.bits[rows >> 3] >> (rows & 7).astype(np.uint8)) & 1).astype(np.bool_)
+        alive: NDArray[np.bool_] = ((self.bits[rows >> 3] >> (rows & 7).astype(np.uint8)) & 1).astype(np.bool_)
+        return alive
 
 
 def _count(bits: NDArray[np.uint8], rows: int) -> int:

@@ -68,8 +68,8 @@ class Codebook:
 
     @property
     def default_nprobe(self) -> int:
-        """Lists to visit where the caller does not say: see docs/decisions/0006-defaults.md for what was measured."""
-        return max(1, min(self.nlist, max(24, round(1.25 * self.nlist**0.5))))
+        """Lists to visit where the caller does not say; about 1.25·√nlist, at least 24."""
+        return max(1, min(self.nlist, max(24, int(1.25 * float(self.nlist) ** 0.5))))
 
     def assign(self, queries: Matrix, nprobe: int) -> tuple[NDArray[np.float32], Rows]:
         """Finds each query's nearest lists, once for all segments; (float32[nq, nprobe], int64[nq, nprobe])."""

@@ -31,6 +31,7 @@ from shard_server.engine.store import Batch, PointRecord, Store
 from shard_server.engine.view import SegmentView, View
 from vectorfleet.errors import DataLoss, ResourceExhausted, Unavailable, VectorfleetError
 from vectorfleet.internal.v1 import storage_pb2
+from vectorfleet.limits import CALL_BYTES_MAX
 from vectorfleet.v1 import types_pb2
 
 FORMAT_VERSION: Final = 1
@@ -439,7 +440,7 @@ class Replica:
         view = self._view
         options = SearchOptions(k, nprobe, oversample, exact)
         hits = search.search(view, vectors, options, self.identity.metric, self._codebooks.get)
-        payloads = [self._payload(view.points.get(point_id)) for point_id in hits.ids] if with_payload else None
+        payloads = self._payloads(view, hits.ids) if with_payload else None
         return ShardHits(
             hits.counts,
             hits.scores,
@@ -449,10 +450,17 @@ class Replica:
         )
 
     @staticmethod
-    def _payload(record: PointRecord | None) -> bytes:
-        # A view's points and rows are of one moment, so a hit without a record is a broken invariant, not a race.
-        assert record is not None
-        return record.payload
+    def _payloads(view: View, ids: Sequence[bytes]) -> list[bytes]:
+        payloads, size = [], 0
+        for point_id in ids:
+            record = view.points.get(point_id)
+            # A view's points and rows are of one moment, so a hit without a record is a broken invariant, not a race.
+            assert record is not None
+            payloads.append(record.payload)
+            size += len(record.payload)
+            if size > CALL_BYTES_MAX:
+                raise ResourceExhausted("the payloads of the hits pass 64 MiB", reason="RESPONSE_TOO_LARGE")
+        return payloads
 
     def fetch(self, ids: Sequence[str], with_vector: bool) -> list[StoredPoint]:
         """Returns the points that exist, in the order asked."""

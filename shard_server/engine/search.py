@@ -240,7 +240,8 @@ def _finish(
     scores = scoring.exact_scores(queries, query_of, vectors, metric)
 
     def id_of(position: int) -> bytes:
-        return parts[flat_parts[position]].id_of(int(flat_rows[position]))
+        part = parts[int(flat_parts[position])]
+        return part.id_of(int(flat_rows[position]))
 
     order = scoring.best_first(query_of, scoring.ascending_key(scores, metric), id_of)
     available = np.bincount(query_of, minlength=nq)

@@ -151,11 +151,10 @@ def node_from_json(value: bytes) -> NodeInfo:
 
 def _checked(value: bytes, what: str) -> dict[str, Any]:
     body = json.loads(value)
-    if not isinstance(body, dict) or body.get("format_version") != FORMAT_VERSION:
-        raise ValueError(
-            f"{what} record has format version {body.get('format_version') if isinstance(body, dict) else None}; this release reads {FORMAT_VERSION}"
-        )
-    return body
+    version = body.get("format_version") if isinstance(body, dict) else None
+    if version != FORMAT_VERSION:
+        raise ValueError(f"{what} record has format version {version}; this release reads {FORMAT_VERSION}")
+    return dict(body)
 
 
 def _known(cls: Any, body: Mapping[str, Any]) -> Any:

@@ -1,3 +1,5 @@
+"""Live-row bitmaps against a list of booleans."""
+
 from __future__ import annotations
 
 import numpy as np

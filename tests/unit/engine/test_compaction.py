@@ -1,3 +1,5 @@
+"""The policy that chooses segments to merge."""
+
 from __future__ import annotations
 
 from hypothesis import given

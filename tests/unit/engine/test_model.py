@@ -46,7 +46,7 @@ class Model(RuleBasedStateMachine):
         batches=st.lists(st.dictionaries(ids, st.integers(0, 10_000), min_size=1, max_size=12), min_size=1, max_size=3)
     )
     def upsert_group(self, batches: list[dict[str, int]]) -> None:
-        while self.replica.stats().buffered_points > 60:  # or the writer would wait for the sealing
+        while self.replica._active.rows > 60:  # or the writer would wait for the sealing
             self.maintain(6.0, 1)
         mutations = []
         for batch in batches:

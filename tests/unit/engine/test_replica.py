@@ -1,3 +1,5 @@
+"""One replica: encoding, snapshots, recovery, damage, compaction."""
+
 from __future__ import annotations
 
 import os

@@ -1,3 +1,5 @@
+"""Exact scores and the order of hits."""
+
 from __future__ import annotations
 
 import numpy as np

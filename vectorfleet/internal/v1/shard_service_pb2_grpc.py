@@ -29,7 +29,7 @@ class ShardServiceStub(object):
     """What routers, the controller and other nodes ask of a shard server.
 
     Requests carry the collection's uid and the epoch of the sender's shard map. A node that does not hold the replica waits
-    until its own map has reached that epoch, and then refuses with FAILED_PRECONDITION / STALE_SHARD_MAP: the sender
+    until its own map has reached that epoch, and then refuses with UNAVAILABLE / STALE_SHARD_MAP: the sender
     refreshes its map and tries once more.
     """
 
@@ -85,7 +85,7 @@ class ShardServiceServicer(object):
     """What routers, the controller and other nodes ask of a shard server.
 
     Requests carry the collection's uid and the epoch of the sender's shard map. A node that does not hold the replica waits
-    until its own map has reached that epoch, and then refuses with FAILED_PRECONDITION / STALE_SHARD_MAP: the sender
+    until its own map has reached that epoch, and then refuses with UNAVAILABLE / STALE_SHARD_MAP: the sender
     refreshes its map and tries once more.
     """
 
@@ -200,7 +200,7 @@ class ShardService(object):
     """What routers, the controller and other nodes ask of a shard server.
 
     Requests carry the collection's uid and the epoch of the sender's shard map. A node that does not hold the replica waits
-    until its own map has reached that epoch, and then refuses with FAILED_PRECONDITION / STALE_SHARD_MAP: the sender
+    until its own map has reached that epoch, and then refuses with UNAVAILABLE / STALE_SHARD_MAP: the sender
     refreshes its map and tries once more.
     """
 

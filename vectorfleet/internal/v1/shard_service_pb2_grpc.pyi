@@ -30,7 +30,7 @@ class ShardServiceStub:
     """What routers, the controller and other nodes ask of a shard server.
 
     Requests carry the collection's uid and the epoch of the sender's shard map. A node that does not hold the replica waits
-    until its own map has reached that epoch, and then refuses with FAILED_PRECONDITION / STALE_SHARD_MAP: the sender
+    until its own map has reached that epoch, and then refuses with UNAVAILABLE / STALE_SHARD_MAP: the sender
     refreshes its map and tries once more.
     """
 
@@ -60,7 +60,7 @@ class ShardServiceAsyncStub(ShardServiceStub):
     """What routers, the controller and other nodes ask of a shard server.
 
     Requests carry the collection's uid and the epoch of the sender's shard map. A node that does not hold the replica waits
-    until its own map has reached that epoch, and then refuses with FAILED_PRECONDITION / STALE_SHARD_MAP: the sender
+    until its own map has reached that epoch, and then refuses with UNAVAILABLE / STALE_SHARD_MAP: the sender
     refreshes its map and tries once more.
     """
 
@@ -86,7 +86,7 @@ class ShardServiceServicer(metaclass=_abc_1.ABCMeta):
     """What routers, the controller and other nodes ask of a shard server.
 
     Requests carry the collection's uid and the epoch of the sender's shard map. A node that does not hold the replica waits
-    until its own map has reached that epoch, and then refuses with FAILED_PRECONDITION / STALE_SHARD_MAP: the sender
+    until its own map has reached that epoch, and then refuses with UNAVAILABLE / STALE_SHARD_MAP: the sender
     refreshes its map and tries once more.
     """
 
