@@ -1,5 +1,4 @@
-"""What tests of all kinds share: seeds that a failure shows, and the promise that no child process outlives the tests.
-"""
+"""What tests of all kinds share: seeds that a failure shows, and the promise that no child process outlives the tests."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""Rules on the source that no linter knows. Each is a function from a file to its complaints, and is seen to complain.
-"""
+"""Rules on the source that no linter knows. Each is a function from a file to its complaints, and is seen to complain."""
 
 from __future__ import annotations
 
