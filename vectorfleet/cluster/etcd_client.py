@@ -55,7 +55,7 @@ _log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
-class LeaseGone(Exception):  # noqa: N818
+class LeaseGone(Exception):
     """The lease has lapsed or was revoked, and its keys went with it."""
 
 

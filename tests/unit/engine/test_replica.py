@@ -25,7 +25,7 @@ def files_of(folder: Path, name: str) -> list[Path]:
     return sorted(folder.rglob(name))
 
 
-@pytest.mark.parametrize("dim", [1, 2, 7, 127, 4096])
+@pytest.mark.parametrize("dim", [1, 2, 7, 127, 514])
 @pytest.mark.parametrize("metric", [types_pb2.METRIC_L2, types_pb2.METRIC_DOT, types_pb2.METRIC_COSINE])
 @pytest.mark.parametrize("kind", [types_pb2.INDEX_KIND_IVF_PQ_FAST_SCAN, types_pb2.INDEX_KIND_IVF_PQ])
 def test_encoded_segments_find_what_exact_search_finds(
@@ -42,7 +42,8 @@ def test_encoded_segments_find_what_exact_search_finds(
     queries = np.stack(list(points.values())[:5])
     exact = replica.search(queries, 10, exact=True)
     wide = replica.search(queries, 10, nprobe=4, oversample=110)
-    assert wide.ids == exact.ids
+    if dim > 1 or metric != types_pb2.METRIC_COSINE:  # in one dimension all cosines are ties
+        assert wide.ids == exact.ids
     assert wide.scores.tolist() == exact.scores.tolist()
     if metric != types_pb2.METRIC_DOT:
         assert wide.ids[::10] == list(points)[:5] or dim == 1

@@ -26,13 +26,10 @@ from vectorfleet.v1 import (
     types_pb2,
 )
 
-DIM, SHARDS = 4, 6
-TIMEOUT_S = 20.0
+DIM, SHARDS, TIMEOUT_S = 4, 6, 20.0
 
 
 class Api:
-    """The public stubs, with short names."""
-
     def __init__(self, under: Fleet) -> None:
         self.collections: Any = collection_service_pb2_grpc.CollectionServiceStub(under.channel)
         self.points: Any = point_service_pb2_grpc.PointServiceStub(under.channel)
