@@ -50,8 +50,8 @@ proto-check: $(STAMP) $(BUF) ## Check that the contract is clean, compatible, an
 	$(BUF) breaking protos --against protos/baseline.binpb
 	$(BIN)/python protos/generate.py --check
 
-$(BUF): package.json package-lock.json
-	npm ci --silent --no-audit --no-fund
+$(BUF): package.json
+	npm install --silent --no-audit --no-fund --no-package-lock
 	@touch $@
 
 lock: ## Renew requirements.lock from pyproject.toml
