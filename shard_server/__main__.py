@@ -20,6 +20,7 @@ import signal
 import sys
 from dataclasses import replace
 
+from shard_server.allocator import give_memory_back
 from shard_server.arguments import parse
 from shard_server.data_dir import DataDir, DataDirError
 from shard_server.engine.replica import EngineSettings
@@ -33,6 +34,7 @@ def main() -> int:
     """Runs the process; returns its exit status."""
     arguments = parse(sys.argv[1:])
     faulthandler.enable()
+    give_memory_back()
     logging.basicConfig(
         stream=sys.stderr,
         level=arguments.log_level.upper(),
