@@ -13,12 +13,12 @@ def test_claims_find_their_abstracts(client: vectorfleet.Client, name: str, mode
         data = datasets.scifact()
     except datasets.AbsentDataError as absent:
         pytest.skip(str(absent))
-    asked = data.query_ids[:60]
+    asked = data.query_ids[:40]
     needed = {answer for query in asked for answer in data.relevant[query]}
     texts = dict(zip(data.ids, data.texts, strict=True))
     others = [one for one in data.ids if one not in needed]
     # Beginnings of abstracts, so that the test stays quick.
-    chosen = {one: texts[one][:700] for one in [*sorted(needed), *others[:240]]}
+    chosen = {one: texts[one][:450] for one in [*sorted(needed), *others[:230]]}
     client.create_collection(
         name, embedding_model=model_path, shards=4, index=vectorfleet.IndexOptions(train_points=256)
     )

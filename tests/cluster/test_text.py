@@ -110,12 +110,12 @@ def test_vector_searches_are_not_held_up_by_embedding(
     name = new_name()  # type: ignore[operator]
     client.create_collection(name, dim=2, shards=2)
     client.upsert(name, ids=["a"], vectors=[[1, 2]])
-    long_texts = [f"{number} " + "some words about nothing in particular " * 30 for number in range(96)]
+    long_texts = [f"{number} " + "some words about nothing in particular " * 30 for number in range(48)]
     with ThreadPoolExecutor(1) as pool, vectorfleet.Client(cluster.address, timeout=60.0) as other:
-        loading = pool.submit(other.upsert, library, ids=list(range(96)), texts=long_texts)
+        loading = pool.submit(other.upsert, library, ids=list(range(48)), texts=long_texts)
         answered = 0
         while not loading.done():
             assert client.search(name, vectors=[[1, 2]], k=1, timeout=2.0).ids[0, 0] == "a"
             answered += 1
-        assert loading.result().upserted == 96
+        assert loading.result().upserted == 48
     assert answered > 5

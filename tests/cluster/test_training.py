@@ -78,11 +78,13 @@ def test_eight_bit_codes(client: vectorfleet.Client, name: str, rng: np.random.G
 def test_every_acknowledged_point_is_found_at_every_instant(
     cluster: LocalCluster, client: vectorfleet.Client, name: str, rng: np.random.Generator
 ) -> None:
-    client.create_collection(name, dim=DIM, shards=3, index=vectorfleet.IndexOptions(train_points=1_000))
+    client.create_collection(name, dim=DIM, shards=3, index=vectorfleet.IndexOptions(train_points=300))
     known = Acknowledged()
-    first = rng.standard_normal((200, DIM)).astype(np.float32)
-    client.upsert(name, ids=[f"0-{row}" for row in range(200)], vectors=first)
-    known.put([f"0-{row}" for row in range(200)], first)
+    first, ids = rng.standard_normal((300, DIM)).astype(np.float32), [f"0-{row}" for row in range(300)]
+    client.upsert(name, ids=ids, vectors=first)
+    known.put(ids, first)
+    # With the first codebook there, the points to come make the next ones due.
+    client.wait_indexed(name, timeout=60)
     done = threading.Event()
     seeds = rng.integers(0, 2**32, 2)
 
