@@ -187,15 +187,20 @@ def encode(path: Path, codebook: Codebook, chunks: Any) -> None:
     _write(index, path)
 
 
-def concatenate(path: Path, sources: list[Path]) -> None:
-    """Joins encoded segments of one codebook without encoding again; rows follow one another in the order of `sources`."""
-    joined = faiss.read_index(str(sources[0]))
-    for source in sources[1:]:
-        joined.merge_from(faiss.read_index(str(source)), joined.ntotal)
+def concatenate(path: Path, codebook: Codebook, sources: list[Path]) -> None:
+    """Joins segments encoded with `codebook` without encoding again; rows follow one another in the order of `sources`."""
+    joined = faiss.deserialize_index(np.frombuffer(codebook.content, np.uint8))
+    centroids = joined.quantizer.reconstruct_n(0, codebook.nlist)
+    for source in sources:
+        part = faiss.read_index(str(source))
+        part.quantizer.add(centroids)  # FAISS joins only what it sees to agree
+        joined.merge_from(part, joined.ntotal)
     _write(joined, path)
 
 
 def _write(index: Any, path: Path) -> None:
+    # Lists are assigned through the codebook, once for all segments: a copy of its centroids in each file would cost memory.
+    index.quantizer.reset()
     try:
         faiss.write_index(index, str(path))
     except RuntimeError as error:

@@ -201,7 +201,7 @@ def write_segment(
     if codebook is not None:
         path = building / f"index-{codebook.version}"
         if joinable:
-            index.concatenate(path, list(joinable))
+            index.concatenate(path, codebook, list(joinable))
         else:
             index.encode(path, codebook, _prepared_chunks(sources, dim, metric))
         entry.index.CopyFrom(files.seal(path))

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from shard_server.engine import index
 from shard_server.engine.replica import EngineSettings, Replica
 from tests.unit.engine.conftest import SMALL, OpenReplica, codebook_for, delete, identity, settle, upsert
 from vectorfleet.errors import DataLoss, Unavailable
@@ -289,3 +290,38 @@ def test_open_files_and_mappings_do_not_pile_up(open_replica: OpenReplica) -> No
 
 def test_identity_is_part_of_the_data(open_replica: OpenReplica) -> None:
     assert open_replica(dim=3).identity == identity(3)
+
+
+@pytest.mark.parametrize("kind", [types_pb2.INDEX_KIND_IVF_PQ_FAST_SCAN, types_pb2.INDEX_KIND_IVF_PQ])
+def test_encoded_segments_are_joined_without_their_dead_rows_coming_back(
+    open_replica: OpenReplica, kind: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replica = open_replica(kind=kind, settings=EngineSettings(seal_points=1024))
+    points = vectors(4800)
+    items = list(points.items())
+    replica.commit([upsert(dict(items[:1200]))], term=1)
+    codebook = codebook_for(replica, nlist=16)
+    replica.use_codebook(codebook)
+    for first in range(0, 4800, 1200):
+        replica.commit([upsert(dict(items[first : first + 1200]))], term=1)
+        assert replica.maintain(first)
+    dead = [name for name, _ in items[::50]]
+    replica.commit([delete(*dead)], term=1)
+    assert replica.stats().segments == 4
+    monkeypatch.setattr(index, "encode", lambda *_: pytest.fail("joining must not encode again"))
+    settle(replica, 90_000)
+    assert replica.stats().segments == 1
+    assert replica.stats().indexed_points == replica.stats().points == 4800 - len(dead)
+    queries = np.stack([vector for _, vector in items[:200]])
+    exact = replica.search(queries, 5, exact=True)
+    assert replica.search(queries, 5, nprobe=16, oversample=500).ids == exact.ids
+    assert not set(exact.ids) & set(dead)
+
+
+def test_a_segment_index_does_not_repeat_the_centroids(open_replica: OpenReplica) -> None:
+    dim, nlist = 512, 256
+    replica = open_replica(dim=dim, settings=EngineSettings(seal_points=1024))
+    replica.commit([upsert(vectors(1100, dim))], term=1)
+    replica.use_codebook(codebook_for(replica, nlist=nlist, m=32))
+    settle(replica)
+    assert 0 < replica.stats().index_bytes < nlist * dim * 4
