@@ -20,7 +20,7 @@ RETRAIN_GROWTH: Final = 8
 """A codebook is trained anew when the collection is this many times as large as at the last training."""
 LIST_POINTS_MIN: Final = 39
 """Points an inverted list below which FAISS holds a centroid for badly trained."""
-LIST_POINTS_SAMPLED: Final = 128
+LIST_POINTS_SAMPLED: Final = 64
 """Points of the sample for each inverted list; FAISS looks at no more than 256."""
 SAMPLE_POINTS_MIN: Final = 65_536
 """PQ codebooks want this much whatever the number of lists."""

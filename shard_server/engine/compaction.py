@@ -13,6 +13,8 @@ from typing import Final
 
 FAN_IN: Final = 4
 """Segments of one size class that are merged together."""
+IDLE_RATIO: Final = 10
+"""In a pause, a segment joins smaller ones that hold at least this part of its rows together."""
 DEAD_SHARE_MAX: Final = 0.2
 """A segment with a larger share of dead rows is rewritten without them."""
 
@@ -65,8 +67,7 @@ def _largest_run(small: Sequence[SegmentSize], rows_max: int) -> tuple[int, ...]
         if total + size.rows > rows_max:
             break
         run.append(size.number)
-        # The larger one joins while what has gathered below it is at least a quarter of it.
-        if len(run) > 1 and size.rows <= FAN_IN * total:
+        if len(run) > 1 and size.rows <= IDLE_RATIO * total:
             best = len(run)
         total += size.rows
     return tuple(run[:best])
