@@ -187,15 +187,36 @@ def encode(path: Path, codebook: Codebook, chunks: Any) -> None:
     _write(index, path)
 
 
-def concatenate(path: Path, codebook: Codebook, sources: list[Path]) -> None:
-    """Joins segments encoded with `codebook` without encoding again; rows follow one another in the order of `sources`."""
+def concatenate(path: Path, codebook: Codebook, sources: list[Path]) -> bool:
+    """Joins segments encoded with `codebook` without encoding again; rows follow one another in the order of `sources`.
+
+    Returns:
+        Whether it did. False, with nothing written, where FAISS cannot be trusted to: encode again then.
+    """
     joined = faiss.deserialize_index(np.frombuffer(codebook.content, np.uint8))
     centroids = joined.quantizer.reconstruct_n(0, codebook.nlist)
     for source in sources:
+        if _append_would_overrun(joined):
+            return False
         part = faiss.read_index(str(source))
         part.quantizer.add(centroids)  # FAISS joins only what it sees to agree
         joined.merge_from(part, joined.ntotal)
     _write(joined, path)
+    return True
+
+
+def _append_would_overrun(index: Any) -> bool:
+    """Whether appending packed lists writes beyond their memory: FAISS 1.15's BlockInvertedLists::add_entries does.
+
+    It asks whether a list ends at the end of a block by comparing its length, in rows, with the size of a block in bytes
+    (32 rows); where one is a multiple of the other, it copies whole blocks to a place past the end. Seen as "malloc():
+    corrupted top size" with a list of 1,024 rows and m = 64.
+    """
+    if not isinstance(index, faiss.IndexIVFFastScan):
+        return False
+    block_bytes = 32 * (-(-int(index.pq.M) // 2))
+    sizes = [index.invlists.list_size(number) for number in range(index.nlist)]
+    return any(size and size % block_bytes == 0 for size in sizes)
 
 
 def _write(index: Any, path: Path) -> None:

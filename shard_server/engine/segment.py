@@ -179,7 +179,7 @@ def write_segment(
         metric: `Metric` number.
         codebook: encodes the rows; None: none is encoded.
         joinable: index files under `codebook` that hold exactly the rows of `sources`, in order: they are joined
-            instead of encoding again.
+            instead of encoding again, where that can be.
 
     Returns:
         The manifest's entry.
@@ -200,9 +200,7 @@ def write_segment(
     entry = storage_pb2.SegmentEntry(segment=number, rows=rows, files=written)
     if codebook is not None:
         path = building / f"index-{codebook.version}"
-        if joinable:
-            index.concatenate(path, codebook, list(joinable))
-        else:
+        if not (joinable and index.concatenate(path, codebook, list(joinable))):
             index.encode(path, codebook, _prepared_chunks(sources, dim, metric))
         entry.index.CopyFrom(files.seal(path))
         entry.codebook_version = codebook.version
