@@ -23,7 +23,7 @@ from dataclasses import replace
 from shard_server.allocator import give_memory_back
 from shard_server.arguments import parse
 from shard_server.data_dir import DataDir, DataDirError
-from shard_server.engine.replica import EngineSettings
+from shard_server.engine.upkeep import EngineSettings
 from shard_server.node import Node, NodeSettings
 from vectorfleet.cluster.etcd_arguments import coordinator_of
 

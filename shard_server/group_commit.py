@@ -19,7 +19,7 @@ from vectorfleet.errors import ResourceExhausted, Unavailable
 from vectorfleet.internal.v1 import storage_pb2
 
 if TYPE_CHECKING:
-    from shard_server.engine.replica import Applied
+    from shard_server.engine.state import Applied
 
 QUEUE_BYTES_MAX: Final = 2 * limits.CALL_BYTES_MAX
 QUEUE_WRITES_MAX: Final = 4096

@@ -22,7 +22,8 @@ from vectorfleet.v1 import cluster_service_pb2 as cluster_pb
 
 if TYPE_CHECKING:
     from shard_server.engine.index import Codebook
-    from shard_server.engine.replica import Applied, Replica
+    from shard_server.engine.replica import Replica
+    from shard_server.engine.state import Applied
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -24,7 +24,9 @@ from shard_server.codebook_store import CodebookStore
 from shard_server.codebooks import Codebooks
 from shard_server.data_dir import DataDir
 from shard_server.engine.index import Codebook, train_codebook
-from shard_server.engine.replica import EngineSettings, Replica, ReplicaIdentity
+from shard_server.engine.replica import Replica
+from shard_server.engine.state import ReplicaIdentity
+from shard_server.engine.upkeep import EngineSettings
 from shard_server.hosting import HostPools, ReplicaHost
 from shard_server.maintenance import Maintenance
 from shard_server.peers import Peers

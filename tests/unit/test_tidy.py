@@ -13,10 +13,6 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 HOUSES = ("vectorfleet", "router", "shard_server", "loadtest", "protos", "tests")
 LINES_MAX = 450
-LINES_ALLOWED = {
-    # One lock keeps one replica's invariants: its parts are moving to rooms of their own, and this may only shrink.
-    "shard_server/engine/replica.py": 800,
-}
 FORBIDDEN_NAMES = frozenset({"utils", "util", "common", "helpers", "helper", "manager", "misc"})
 UNFINISHED = re.compile(r"\b(TO" + r"DO|FIX" + r"ME|XX" + r"X)\b")
 LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
@@ -56,8 +52,8 @@ def vague_name(source: Source) -> list[str]:
 
 
 def too_long(source: Source) -> list[str]:
-    lines, limit = source.text.count("\n"), LINES_ALLOWED.get(source.path, LINES_MAX)
-    return [f"{lines} lines, over {limit}: which idea in it wants a room of its own?"] if lines > limit else []
+    lines = source.text.count("\n")
+    return [f"{lines} lines, over {LINES_MAX}: which idea in it wants a room of its own?"] if lines > LINES_MAX else []
 
 
 def prints(source: Source) -> list[str]:
@@ -133,8 +129,3 @@ def test_pages_and_protos_keep_the_rule(rule: Rule) -> None:
 )
 def test_each_rule_can_complain(rule: Rule, path: str, text: str) -> None:
     assert rule(Source(path, text))
-
-
-def test_the_allowance_for_long_files_is_needed() -> None:
-    needless = [path for path in LINES_ALLOWED if (ROOT / path).read_text().count("\n") <= LINES_MAX]
-    assert not needless, f"these are short enough now: {needless}"

@@ -10,7 +10,9 @@ import pytest
 from numpy.typing import NDArray
 
 from shard_server.engine.index import Codebook, train_codebook
-from shard_server.engine.replica import EngineSettings, Replica, ReplicaIdentity
+from shard_server.engine.replica import Replica
+from shard_server.engine.state import ReplicaIdentity
+from shard_server.engine.upkeep import EngineSettings
 from vectorfleet.internal.v1 import storage_pb2
 from vectorfleet.v1 import types_pb2
 

@@ -13,7 +13,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from numpy.typing import NDArray
 
 from shard_server.engine.index import Codebook, train_codebook
-from shard_server.engine.replica import EngineSettings, Replica
+from shard_server.engine.replica import Replica
+from shard_server.engine.upkeep import EngineSettings
 from tests.unit.engine.conftest import delete, identity, settle, upsert
 from vectorfleet.v1 import types_pb2
 
@@ -46,7 +47,7 @@ class Model(RuleBasedStateMachine):
         batches=st.lists(st.dictionaries(ids, st.integers(0, 10_000), min_size=1, max_size=12), min_size=1, max_size=3)
     )
     def upsert_group(self, batches: list[dict[str, int]]) -> None:
-        while self.replica._active.rows > 60:  # or the writer would wait for the sealing
+        while self.replica._state.active.rows > 60:  # or the writer would wait for the sealing
             self.maintain(6.0, 1)
         mutations = []
         for batch in batches:

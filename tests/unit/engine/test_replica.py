@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from shard_server.engine import index
-from shard_server.engine.replica import EngineSettings, Replica
+from shard_server.engine.state import ReplicaState
+from shard_server.engine.upkeep import EngineSettings
 from tests.unit.engine.conftest import SMALL, OpenReplica, codebook_for, delete, identity, settle, upsert
 from vectorfleet.errors import DataLoss, Unavailable
 from vectorfleet.v1 import types_pb2
@@ -56,7 +57,7 @@ def test_a_reader_keeps_its_snapshot_while_segments_are_replaced(open_replica: O
     for first in range(0, 300, 50):
         replica.commit([upsert(dict(list(points.items())[first : first + 50]))], term=1)
         replica.maintain(first)
-    view = replica._view
+    view = replica._state.view
     names = [point_id.encode() for point_id in points]
     settle(replica)
     replica.commit([delete(*points)], term=1)
@@ -175,7 +176,7 @@ def test_a_directory_of_another_replica_is_refused(open_replica: OpenReplica) ->
 
 def test_an_unknown_format_version_is_refused_plainly(open_replica: OpenReplica, tmp_path: Path) -> None:
     replica = open_replica()
-    manifest = replica._next_manifest()
+    manifest = replica._state.next_manifest()
     manifest.format_version = 99
     batch = replica._store.batch()
     batch.put_manifest(manifest)
@@ -241,7 +242,7 @@ def test_a_crash_between_log_and_apply_loses_nothing(
     replica = open_replica()
     points = vectors(30)
     replica.commit([upsert(points)], term=1)
-    monkeypatch.setattr(Replica, "_apply", lambda self, entries: [])
+    monkeypatch.setattr(ReplicaState, "apply", lambda self, entries: [])
     replica.commit([upsert({"00003": np.ones(8, np.float32), "new": np.ones(8, np.float32)}), delete("00004")], term=1)
     monkeypatch.undo()
     replica.close()

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
-from shard_server.engine.replica import Applied
+from shard_server.engine.state import Applied
 from vectorfleet.cluster.shard_map import CollectionRecord, ShardAssignment
 from vectorfleet.internal.v1 import storage_pb2
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import pytest
 
 from shard_server.budget import ByteBudget
-from shard_server.engine.replica import Applied
+from shard_server.engine.state import Applied
 from shard_server.group_commit import GroupCommit, PendingWrite, WriteQueue
 from tests.unit.shard_server.fake_replica import TIMEOUT_S, deletion, until
 from vectorfleet.errors import DataLoss, ResourceExhausted, Unavailable

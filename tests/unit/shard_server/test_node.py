@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from shard_server.codebook_store import checksum_of
 from shard_server.data_dir import DataDir
 from shard_server.durable import write_durably
-from shard_server.engine.replica import EngineSettings
+from shard_server.engine.upkeep import EngineSettings
 from shard_server.node import Node, NodeSettings
 from tests.unit.shard_server.fake_replica import TIMEOUT_S, collection
 from vectorfleet import errors, limits
