@@ -1,4 +1,4 @@
-"""What the controller decides: which node takes which shard, when to train, with which shape, on how large a sample.
+"""What the controller decides: which node takes which shard, when to train, on how large a sample.
 
 Pure functions of records and counts, so that every router decides alike and tests need no cluster. GetCollection asks
 `training_due` too: a collection is not settled while its next training is due.
@@ -6,32 +6,21 @@ Pure functions of records and counts, so that every router decides alike and tes
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import Final, NamedTuple
+from typing import Final
 
-from vectorfleet import limits
+from vectorfleet.cluster.codebook_shape import sample_points_max
 from vectorfleet.cluster.shard_map import CollectionRecord, NodeInfo, ShardAssignment
 from vectorfleet.v1 import types_pb2
 
 RETRAIN_GROWTH: Final = 8
 """A codebook is trained anew when the collection is this many times as large as at the last training."""
-LIST_POINTS_MIN: Final = 39
-"""Points an inverted list below which FAISS holds a centroid for badly trained."""
 LIST_POINTS_SAMPLED: Final = 64
 """Points of the sample for each inverted list; FAISS looks at no more than 256."""
 SAMPLE_POINTS_MIN: Final = 65_536
 """PQ codebooks want this much whatever the number of lists."""
-SAMPLE_BYTES_MAX: Final = 512 * 1024 * 1024
-
-
-class CodebookShape(NamedTuple):
-    """The parameters of one training."""
-
-    nlist: int
-    m: int
 
 
 def assign_shards(
@@ -76,33 +65,6 @@ def training_due(record: CollectionRecord, points: int) -> bool:
     return points >= RETRAIN_GROWTH * max(1, record.codebook.trained_points)
 
 
-def codebook_shape(kind: int, dim: int, points: int, nlist: int = 0, m: int = 0) -> CodebookShape:
-    """Chooses nlist and m where the creator of the collection did not.
-
-    nlist: the power of two nearest to 4·√points, but not so large that a list would get fewer than 39 points of the sample.
-    m: half of the dimensions for 4-bit codes (FastScan), a quarter for 8-bit codes, rounded up.
-
-    Args:
-        kind: `vectorfleet.v1.IndexKind` as a number; not FLAT.
-        dim: of the collection.
-        points: of the collection, now.
-        nlist: the creator's; 0: choose. Cut to the size of the sample, without which training is impossible.
-        m: the creator's; 0: choose.
-    """
-    sample = sample_points_max(dim, points)
-    if nlist:
-        nlist = max(1, min(nlist, sample))
-    else:
-        wanted = 2 ** round(math.log2(4 * math.sqrt(max(1, points))))
-        nlist = min(wanted, _power_of_two_below(sample // LIST_POINTS_MIN), limits.NLIST_MAX)
-    return CodebookShape(nlist, m or math.ceil(dim / (4 if kind == types_pb2.INDEX_KIND_IVF_PQ else 2)))
-
-
-def sample_points_max(dim: int, points: int) -> int:
-    """Points that a training's memory allows."""
-    return min(points, SAMPLE_BYTES_MAX // (4 * dim))
-
-
 def sample_limits(nlist: int, dim: int, points_of_shard: Mapping[int, int]) -> dict[int, int]:
     """How many points each shard contributes to the sample: in proportion to what it holds.
 
@@ -117,7 +79,3 @@ def sample_limits(nlist: int, dim: int, points_of_shard: Mapping[int, int]) -> d
     points = sum(points_of_shard.values())
     wanted = min(sample_points_max(dim, points), max(LIST_POINTS_SAMPLED * nlist, SAMPLE_POINTS_MIN))
     return {shard: -(-wanted * held // points) for shard, held in sorted(points_of_shard.items()) if held}
-
-
-def _power_of_two_below(value: int) -> int:
-    return 1 << (max(1, value).bit_length() - 1)

@@ -20,6 +20,7 @@ from zlib import crc32
 import grpc
 
 from router import assignment
+from vectorfleet.cluster.codebook_shape import codebook_shape
 from vectorfleet.cluster.coordinator import Conflict, Coordinator
 from vectorfleet.cluster.shard_map import ClusterState, CodebookRecord, CollectionRecord, NodeInfo
 from vectorfleet.errors import VectorfleetError, from_rpc_error
@@ -215,7 +216,7 @@ class Controller:
         if node is None:
             return
         index = record.index
-        shape = assignment.codebook_shape(index.kind, record.dim, held.total, index.nlist, index.m)
+        shape = codebook_shape(index.kind, record.dim, held.total, index.nlist, index.m)
         limits = assignment.sample_limits(shape.nlist, record.dim, held.points)
         primaries = {shard.shard: shard.primary for shard in record.shards}
         version = record.codebook.version + 1 if record.codebook is not None else 1

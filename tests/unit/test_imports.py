@@ -29,6 +29,8 @@ DOORS = {
 PURE = (
     "vectorfleet/limits.py",
     "vectorfleet/rpc_options.py",
+    "vectorfleet/sizing.py",
+    "vectorfleet/cluster/codebook_shape.py",
     "vectorfleet/cluster/shard_map.py",
     "vectorfleet/cluster/placement.py",
     "router/assignment.py",

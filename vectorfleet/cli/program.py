@@ -15,6 +15,7 @@ from vectorfleet.cli.loading import load
 from vectorfleet.cli.points import count, get
 from vectorfleet.cli.rows import FileError
 from vectorfleet.cli.searching import search
+from vectorfleet.cli.sizing import sizing
 from vectorfleet.cli.status import status
 from vectorfleet.cli.up import up
 from vectorfleet.errors import VectorfleetError
@@ -55,5 +56,5 @@ def main() -> None:
     """A sharded vector search cluster: start one, load it, ask it."""
 
 
-for _command in (up, load, search, status, create, delete, get, count):
+for _command in (up, load, search, status, create, delete, get, count, sizing):
     main.add_command(_command)

@@ -9,14 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.assignment import (
-    SAMPLE_BYTES_MAX,
-    assign_shards,
-    codebook_shape,
-    sample_limits,
-    training_due,
-)
+from router.assignment import assign_shards, sample_limits, training_due
 from vectorfleet import limits
+from vectorfleet.cluster.codebook_shape import SAMPLE_BYTES_MAX, codebook_shape
 from vectorfleet.cluster.placement import hash_ranges
 from vectorfleet.cluster.shard_map import (
     CodebookRecord,
