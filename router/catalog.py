@@ -50,7 +50,14 @@ class Catalog:
             if state.epoch == 0:
                 raise errors.Unavailable("no shard map has been loaded yet", reason="COORDINATOR_UNAVAILABLE")
             raise errors.NotFound(f"there is no collection {name!r}")
+        if record.restoring is not None:
+            raise errors.NotFound(f"there is no collection {name!r} yet: it is being restored")
         return record
+
+    def visible(self) -> list[CollectionRecord]:
+        """All collections that can be seen, by name."""
+        collections = self._coordinator.state.collections
+        return [record for _, record in sorted(collections.items()) if record.restoring is None]
 
     async def create(self, spec: types_pb2.CollectionSpec, deadline: Deadline) -> types_pb2.Collection:
         """Creates a collection; returns when all of its replicas serve.
@@ -93,19 +100,27 @@ class Catalog:
         """Returns a page of collections by name."""
         size = validation.page_size(page_size, limits.LIST_PAGE_MAX, limits.LIST_PAGE_MAX)
         after = _name_of(page_token)
-        collections = self._coordinator.state.collections
-        names = sorted(name for name in collections if name > after)
+        records = [record for record in self.visible() if record.name > after]
         page = collection_service_pb2.ListCollectionsResponse(
-            collections=[collection(collections[name]) for name in names[:size]]
+            collections=[collection(record) for record in records[:size]]
         )
-        if len(names) > size:
-            page.next_page_token = base64.urlsafe_b64encode(names[size - 1].encode()).decode()
+        if len(records) > size:
+            page.next_page_token = base64.urlsafe_b64encode(records[size - 1].name.encode()).decode()
         return page
 
     async def delete(self, name: str) -> None:
-        """Removes a collection; returns when this router no longer knows it. Raises `NotFound`, `Unavailable`."""
-        record = self.find(name)
-        uid = record.uid
+        """Removes a collection, also one that is being restored; returns when this router no longer knows it.
+
+        Raises:
+            NotFound: there is none of this name.
+            Unavailable: COORDINATOR_UNAVAILABLE.
+        """
+        record = self._coordinator.state.collections.get(name) or self.find(name)
+        await self.remove(record)
+
+    async def remove(self, record: CollectionRecord) -> None:
+        """Removes a collection by its record, whatever changed in it meanwhile; raises as `delete` does."""
+        uid, name = record.uid, record.name
         while True:
             epoch = self._coordinator.state.epoch
             try:

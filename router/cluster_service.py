@@ -1,12 +1,14 @@
-"""`vectorfleet.v1.ClusterService`: the shard map, and what every node says about itself at this moment."""
+"""`vectorfleet.v1.ClusterService`: the shard map, what every node says about itself at this moment, and backups."""
 # ruff: noqa: N802 (the contract names the methods)
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from typing import Any, Final, TypeAlias
 
 import grpc
 
+from router.backups import Backups
 from router.deadline import Deadline
 from router.describing import Descriptions, describe, replica_on
 from router.nodes import NodePool
@@ -22,11 +24,12 @@ Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
 
 
 class ClusterService(pb_grpc.ClusterServiceServicer):
-    """Shows the cluster."""
+    """Shows the cluster, backs it up and restores it."""
 
-    def __init__(self, coordinator: Coordinator, nodes: NodePool) -> None:
+    def __init__(self, coordinator: Coordinator, nodes: NodePool, backups: Backups) -> None:
         self._coordinator = coordinator
         self._nodes = nodes
+        self._backups = backups
 
     async def GetCluster(self, request: pb.GetClusterRequest, context: Context) -> pb.GetClusterResponse:
         """Returns nodes, shards and replicas; a node that does not answer is shown as such."""
@@ -42,6 +45,22 @@ class ClusterService(pb_grpc.ClusterServiceServicer):
             nodes=[_node(node_id, state, descriptions) for node_id in descriptions],
             shards=[_shard(record, shard, descriptions) for record in records for shard in record.shards],
         )
+
+    async def CreateBackup(
+        self, request: pb.CreateBackupRequest, context: Context
+    ) -> AsyncIterator[pb.CreateBackupResponse]:
+        """Backs collections up, and tells how far it is."""
+        deadline = Deadline.of_caller(context.time_remaining(), limits.BACKUP_TIMEOUT_DEFAULT_S)
+        async for response in self._backups.create(request.destination, request.collections, deadline):
+            yield response
+
+    async def RestoreBackup(
+        self, request: pb.RestoreBackupRequest, context: Context
+    ) -> AsyncIterator[pb.RestoreBackupResponse]:
+        """Restores collections, and tells how far it is."""
+        deadline = Deadline.of_caller(context.time_remaining(), limits.BACKUP_TIMEOUT_DEFAULT_S)
+        async for response in self._backups.restore(request.source, request.backup, request.collections, deadline):
+            yield response
 
 
 def _node(node_id: str, state: ClusterState, descriptions: Descriptions) -> pb.Node:

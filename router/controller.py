@@ -158,7 +158,11 @@ class Controller:
             The points of each collection that may ever need training, by uid.
         """
         state = self._coordinator.state
-        candidates = [one for one in state.collections.values() if one.index.kind != types_pb2.INDEX_KIND_FLAT]
+        candidates = [
+            one
+            for one in state.collections.values()
+            if one.index.kind != types_pb2.INDEX_KIND_FLAT and one.restoring is None
+        ]
         if not candidates:
             return {}
         descriptions = await self._describe(state)

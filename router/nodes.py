@@ -41,8 +41,12 @@ class Node:
     stub: shard_service_pb2_grpc.ShardServiceAsyncStub
     circuit: Circuit = field(default_factory=Circuit)
 
-    async def call(self, call: Awaitable[T]) -> T:
+    async def call(self, call: Awaitable[T], *, long: bool = False) -> T:
         """Awaits a call to this node, and remembers whether it was answered.
+
+        Args:
+            call: to be awaited.
+            long: True: it takes its time, so that giving it up says nothing about the node.
 
         Raises:
             VectorfleetError: what the node, or the way to it, answered.
@@ -59,7 +63,7 @@ class Node:
         finally:  # a call that was cancelled tells as much as one that timed out
             if answered:
                 self.circuit.answered()
-            else:
+            elif not long:
                 self.circuit.gave_up(time.monotonic() - begin)
 
 

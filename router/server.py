@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from router import cluster_service, collection_service, point_service, search_service
+from router.backups import Backups
 from router.catalog import Catalog
 from router.cluster_service import ClusterService
 from router.collection_service import CollectionService
@@ -72,7 +73,8 @@ class Router:
         points = PointService(catalog, Writes(calls), Reads(coordinator, self._nodes, calls), self._embedder)
         add_CollectionServiceServicer_to_server(CollectionService(catalog), self._server)
         add_PointServiceServicer_to_server(points, self._server)
-        add_ClusterServiceServicer_to_server(ClusterService(coordinator, self._nodes), self._server)
+        backups = Backups(coordinator, self._nodes, catalog, calls)
+        add_ClusterServiceServicer_to_server(ClusterService(coordinator, self._nodes, backups), self._server)
         SearchService(catalog, self._searches, self._embedder, self._stopping).install(self._server)
         self._health.install(self._server, SERVICES)
 

@@ -28,7 +28,16 @@ Call: TypeAlias = Callable[
 """Starts an RPC: (stub, the shard as it stands, the map's epoch, seconds left)."""
 
 _PASSED_ON: Final = frozenset(
-    {"DATA_LOSS", "DEADLINE_EXCEEDED", "DISK_FULL", "OVERLOADED", "RESPONSE_TOO_LARGE", "STALE_SHARD_MAP"}
+    {
+        "DATA_LOSS",
+        "DEADLINE_EXCEEDED",
+        "DESTINATION_REFUSED",
+        "DESTINATION_UNAVAILABLE",
+        "DISK_FULL",
+        "OVERLOADED",
+        "RESPONSE_TOO_LARGE",
+        "STALE_SHARD_MAP",
+    }
 )
 _RENAMED: Final = {
     "UNREACHABLE": "SHARD_UNAVAILABLE",
@@ -47,7 +56,14 @@ class ShardCalls:
         self._nodes = nodes
 
     async def call(
-        self, record: CollectionRecord, shard: int, call: Call[T], deadline: Deadline, *, primary: bool = False
+        self,
+        record: CollectionRecord,
+        shard: int,
+        call: Call[T],
+        deadline: Deadline,
+        *,
+        primary: bool = False,
+        long: bool = False,
     ) -> T:
         """Calls one shard.
 
@@ -57,18 +73,19 @@ class ShardCalls:
             call: starts the RPC; called once more after a stale map.
             deadline: the caller's.
             primary: True: the primary alone will do.
+            long: True: it takes its time; see `Node.call`.
 
         Raises:
             VectorfleetError: naming the shard and its node.
         """
         state = self._coordinator.state
         try:
-            return await self._try(state, record, shard, call, deadline, primary)
+            return await self._try(state, record, shard, call, deadline, primary=primary, long=long)
         except errors.Unavailable as error:
             if error.reason != "STALE_SHARD_MAP":
                 raise
         state = await newer_state(self._coordinator, state.epoch, deadline)
-        return await self._try(state, record, shard, call, deadline, primary)
+        return await self._try(state, record, shard, call, deadline, primary=primary, long=long)
 
     async def call_all(
         self, record: CollectionRecord, calls: Mapping[int, Call[T]], deadline: Deadline, *, primary: bool = False
@@ -96,7 +113,9 @@ class ShardCalls:
         number: int,
         call: Call[T],
         deadline: Deadline,
+        *,
         primary: bool,
+        long: bool,
     ) -> T:
         newest = state.by_uid(record.uid)
         if newest is None:
@@ -110,7 +129,7 @@ class ShardCalls:
         if node is None or node.circuit.open:
             raise errors.Unavailable(f"{place} does not answer")
         try:
-            return await node.call(call(node.stub, shard, state.epoch, deadline.remaining_s()))
+            return await node.call(call(node.stub, shard, state.epoch, deadline.remaining_s()), long=long)
         except errors.VectorfleetError as error:
             raise _of_shard(error, place) from error
 

@@ -79,6 +79,7 @@ def _settings(arguments: argparse.Namespace) -> NodeSettings:
         port=arguments.port,
         advertise=arguments.advertise,
         search_threads=arguments.search_threads,
+        backup_roots=tuple(arguments.backup_root),
         engine=replace(EngineSettings(), **{name: value for name, value in wanted.items() if value}),
     )
 

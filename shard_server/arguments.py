@@ -53,8 +53,18 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] = os.environ)
     add("seal-points", "points that a buffer holds before it is sealed; 0: the engine's default", "N", _count, 0)
     add("seal-bytes", "bytes of vectors likewise; 0: the engine's default", "N", _count, 0)
     add("seal-age-s", "age in seconds likewise; 0: the engine's default", "S", _seconds, 0.0)
+    node.add_argument(
+        "--backup-root",
+        metavar="PLACE",
+        action="append",
+        default=[],
+        help="a directory or URL (s3://bucket/folder) below which backups may be written and read; may be given several "
+        "times; none: no backups [env VECTORFLEET_BACKUP_ROOT, separated by commas]",
+    )
     add_etcd_arguments(parser, environment)
     parsed = parser.parse_args(arguments)
+    named = environment.get("VECTORFLEET_BACKUP_ROOT", "").split(",")
+    parsed.backup_root = parsed.backup_root or [place.strip() for place in named if place.strip()]
     if parsed.host in WILDCARDS and not parsed.advertise:
         parser.error(
             f"--host {parsed.host or repr('')} listens everywhere: --advertise must say where routers reach it"

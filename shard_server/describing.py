@@ -64,6 +64,14 @@ def describe_replica(
         state.disk_bytes = stats.disk_bytes
         state.index_bytes = stats.index_bytes
         state.memory_bytes = stats.memory_bytes
-    return pb.ReplicaDescription(
-        collection_uid=held.uid, shard=held.shard, state=state, settled=measured is not None and measured[1]
+    described = pb.ReplicaDescription(
+        collection_uid=held.uid,
+        shard=held.shard,
+        state=state,
+        settled=measured is not None and measured[1],
+        failure_reason=held.failure_reason,
     )
+    if held.transfer is not None:
+        described.restore_bytes_total = held.transfer.bytes_total
+        described.restore_bytes_done = held.transfer.bytes_done
+    return described

@@ -21,6 +21,7 @@ from vectorfleet.internal.v1 import storage_pb2
 from vectorfleet.v1 import cluster_service_pb2 as cluster_pb
 
 if TYPE_CHECKING:
+    from shard_server.backup.transfer import Transfer
     from shard_server.engine.index import Codebook
     from shard_server.engine.replica import Replica
     from shard_server.engine.state import Applied
@@ -56,6 +57,8 @@ class HostedReplica:
         self.message = ""
         self.codebook: Codebook | None = None
         """The one that it was given last."""
+        self.transfer: Transfer | None = None
+        """How far it has come from a backup, since this node started."""
         self._commit_pool = commit_pool
         self._on_commit = on_commit
         self._commits = GroupCommit(self._commit, write_budget)
@@ -84,6 +87,11 @@ class HostedReplica:
     def serving(self) -> bool:
         """Whether it can be read."""
         return self.status == cluster_pb.REPLICA_STATUS_SERVING
+
+    @property
+    def failure_reason(self) -> str:
+        """Why it failed, as a reason of docs/errors.md; "": it has not."""
+        return "" if self._failure is None else self._failure.reason
 
     def serve(self, replica: Replica) -> None:
         """The engine has opened it."""

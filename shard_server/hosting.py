@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from shard_server.backup.transfer import Transfer
 from shard_server.budget import ByteBudget
 from shard_server.codebooks import Codebooks
 from shard_server.data_dir import DataDir
@@ -24,7 +25,7 @@ from shard_server.tasks import TaskKeeper
 from shard_server.threads import WorkPool
 from vectorfleet.cluster.coordinator import Coordinator
 from vectorfleet.cluster.shard_map import ClusterState, CollectionRecord, NodeInfo, ShardAssignment
-from vectorfleet.errors import InternalError, Unavailable, VectorfleetError
+from vectorfleet.errors import DataLoss, InternalError, Unavailable, VectorfleetError
 
 if TYPE_CHECKING:
     from shard_server.engine.index import Codebook
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 Key = tuple[str, int]
 Opener = Callable[[Path, CollectionRecord, int, "Codebook | None"], "Replica"]
 """(directory, collection, shard, codebook) → replica; blocks."""
+Restorer = Callable[[CollectionRecord, int, Path, Transfer], Awaitable[int]]
+"""(collection, shard, directory, progress) → the last seqno that the directory's replica holds."""
 
 MAP_WAIT_S: Final = 2.0
 """How long a call waits for a shard map as new as its sender's."""
@@ -58,6 +61,7 @@ class ReplicaHost:
         self,
         data: DataDir,
         open_replica: Opener,
+        restore: Restorer,
         codebooks: Codebooks,
         peers: Peers,
         pools: HostPools,
@@ -69,6 +73,7 @@ class ReplicaHost:
         Args:
             data: the node's folder and identity.
             open_replica: opens or creates one, in a thread.
+            restore: fetches the files of one from a backup.
             codebooks: what it hands to them.
             peers: channels, of which those to vanished nodes are closed.
             pools: threads.
@@ -78,6 +83,7 @@ class ReplicaHost:
         self.node_id = data.node_id
         self._data = data
         self._open_replica = open_replica
+        self._restore = restore
         self._codebooks = codebooks
         self._peers = peers
         self._pools = pools
@@ -193,8 +199,13 @@ class ReplicaHost:
         return held if leads else None
 
     async def all_opened(self) -> None:
-        """Waits until none of the replicas held now is loading; failed ones count as opened."""
+        """Waits until none of the replicas held now is loading; failed ones count as opened.
+
+        Those that are being restored are not waited for: that takes its time, and nobody can ask for them yet.
+        """
         for held in self.replicas:
+            if held.record.restoring is not None:
+                continue
             try:
                 await held.opened()
             except VectorfleetError as error:
@@ -210,6 +221,7 @@ class ReplicaHost:
 
     def _start_closing(self, key: Key) -> None:
         held = self._held.pop(key)
+        _stop_restoring(held)
         self._next_step(key, lambda: self._close(held), f"closing {held.name}")
 
     def _next_step(self, key: Key, step: Callable[[], Awaitable[None]], name: str) -> None:
@@ -229,10 +241,16 @@ class ReplicaHost:
         uid = held.uid
         try:
             await self._save(held.record)
+            directory = self._data.replica(uid, held.shard)
+            restored_seqno = await self._fetch(held, directory)
             codebook = await self._codebooks.from_disk(uid, held.record.codebook)
-            replica = await self._pools.lifecycle.run(
-                self._open_replica, self._data.replica(uid, held.shard), held.record, held.shard, codebook
-            )
+            replica = await self._pools.lifecycle.run(self._open_replica, directory, held.record, held.shard, codebook)
+            if restored_seqno not in (None, replica.applied_seqno):
+                replica.close()
+                raise DataLoss(
+                    f"{held.name} holds the writes up to {replica.applied_seqno}, its backup says {restored_seqno}",
+                    reason="BACKUP_DAMAGED",
+                )
         except VectorfleetError as error:
             _log.error("%s is out of service: %s", held.name, error)
             held.fail(error)
@@ -247,6 +265,14 @@ class ReplicaHost:
         # From here on new codebooks reach it; one that came while it was opening is handed over now.
         await self._hand_out(uid)
         self._on_work(held)
+
+    async def _fetch(self, held: HostedReplica, directory: Path) -> int | None:
+        """Fetches the files of a replica that is being restored, once; returns its last seqno, None: there was no need."""
+        if held.record.restoring is None or await self._pools.lifecycle.run(directory.exists):
+            return None
+        _log.info("%s comes from backup %s", held.name, held.record.restoring.backup)
+        held.transfer = Transfer()
+        return await self._restore(held.record, held.shard, directory, held.transfer)
 
     async def _close(self, held: HostedReplica) -> None:
         if not await held.close(self._pools.lifecycle, CLOSE_TIMEOUT_S):
@@ -316,6 +342,8 @@ class ReplicaHost:
     async def close(self) -> bool:
         """Closes all replicas; False where some thread was still busy with one."""
         self._closing = True
+        for held in self.replicas:
+            _stop_restoring(held)
         await self._tasks.close()
         closed = await asyncio.gather(
             *(held.close(self._pools.lifecycle, CLOSE_TIMEOUT_S) for held in self.replicas), return_exceptions=True
@@ -325,6 +353,11 @@ class ReplicaHost:
                 _log.error("a replica did not close", exc_info=outcome)
         self._held.clear()
         return all(outcome is True for outcome in closed)
+
+
+def _stop_restoring(held: HostedReplica) -> None:
+    if held.transfer is not None:
+        held.transfer.cancel()
 
 
 def _use_codebook(replica: Replica, codebook: Codebook) -> None:

@@ -19,10 +19,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shard_server import service
+from shard_server.backup.archive import Archive
+from shard_server.backup.places import Roots
 from shard_server.budget import ByteBudget
 from shard_server.codebook_store import CodebookStore
 from shard_server.codebooks import Codebooks
 from shard_server.data_dir import DataDir
+from shard_server.engine import snapshot
 from shard_server.engine.index import Codebook, train_codebook
 from shard_server.engine.replica import Replica
 from shard_server.engine.state import ReplicaIdentity
@@ -68,6 +71,8 @@ class NodeSettings:
     search_threads: int = 0
     """0: one for each core."""
     engine: EngineSettings = field(default_factory=EngineSettings)
+    backup_roots: tuple[str, ...] = ()
+    """Where it may write and read backups."""
 
 
 class Node:
@@ -85,14 +90,17 @@ class Node:
         lifecycle = WorkPool("lifecycle", threads=4, waiting_max=REPLICAS_MAX)
         background = WorkPool("background", threads=1, waiting_max=REPLICAS_MAX, nice=BACKGROUND_NICE)
         training = WorkPool("training", threads=1, waiting_max=REPLICAS_MAX, nice=BACKGROUND_NICE)
-        self._pools = (search, reads, control, commit, lifecycle, background, training)
+        backup = WorkPool("backup", threads=2, waiting_max=REPLICAS_MAX, nice=BACKGROUND_NICE)
+        self._pools = (search, reads, control, commit, lifecycle, background, training, backup)
 
         self._peers = Peers()
         store = CodebookStore(data.codebooks)
         self._maintenance = Maintenance(lambda: self._host.replicas, background)
+        self._archive = Archive(data.node_id, Roots(settings.backup_roots), store, _adopt, lifecycle, backup)
         self._host = ReplicaHost(
             data,
             self._open_replica,
+            self._archive.restore,
             Codebooks(store, self._peers, lifecycle, Codebook.load),
             self._peers,
             HostPools(lifecycle, commit),
@@ -102,7 +110,7 @@ class Node:
         self._training = Training(store, self._peers, reads, training, _train)
         searcher = Searcher(self._host, search, ByteBudget("queries that wait", SEARCH_BYTES_MAX))
         self._servicer = ShardServicer(
-            self._host, searcher, self._training, store, ServicePools(reads, control), data.path
+            self._host, searcher, self._training, self._archive, store, ServicePools(reads, control), data.path
         )
         self._server = serving.new_server()
         self._health = serving.LiveReadyHealth()
@@ -166,6 +174,7 @@ class Node:
         self._health.stop()
         await self._server.stop(0)
         await self._training.close()
+        await self._archive.close()
         closed = await self._host.close()
         await self._peers.close()
         for pool in self._pools:
@@ -180,13 +189,20 @@ class Node:
     def _open_replica(
         self, directory: Path, record: CollectionRecord, shard: int, codebook: Codebook | None
     ) -> Replica:
-        identity = ReplicaIdentity(record.uid, shard, record.dim, record.metric, record.index.kind)
-        return Replica.open(directory, identity, self._settings.engine, codebook)
+        return Replica.open(directory, _identity(record, shard), self._settings.engine, codebook)
 
 
 def cores() -> int:
     """The cores that this process may use."""
     return len(os.sched_getaffinity(0))
+
+
+def _identity(record: CollectionRecord, shard: int) -> ReplicaIdentity:
+    return ReplicaIdentity(record.uid, shard, record.dim, record.metric, record.index.kind)
+
+
+def _adopt(directory: Path, record: CollectionRecord, shard: int) -> None:
+    snapshot.adopt(directory, _identity(record, shard))
 
 
 def _train(sample: NDArray[np.float32], request: pb.TrainCodebookRequest, record: CollectionRecord) -> bytes:

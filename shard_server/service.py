@@ -16,6 +16,7 @@ from typing import Any, Final
 import grpc
 
 from shard_server import describing, reading
+from shard_server.backup.archive import Archive
 from shard_server.codebook_store import CodebookStore
 from shard_server.data_dir import checked_uid
 from shard_server.engine.replica import Replica
@@ -58,6 +59,7 @@ class ShardServicer(pb_grpc.ShardServiceServicer):
         host: ReplicaHost,
         searcher: Searcher,
         training: Training,
+        archive: Archive,
         store: CodebookStore,
         pools: ServicePools,
         data: Path,
@@ -67,6 +69,7 @@ class ShardServicer(pb_grpc.ShardServiceServicer):
         self._host = host
         self._searcher = searcher
         self._training = training
+        self._archive = archive
         self._store = store
         self._pools = pools
         self._data = data
@@ -148,6 +151,29 @@ class ShardServicer(pb_grpc.ShardServiceServicer):
             raise NotFound(f"node {self._host.node_id} has no codebook {request.version} of collection {uid}")
         for first in range(0, len(content), CHUNK_BYTES):
             yield pb.FetchCodebookResponse(chunk=content[first : first + CHUNK_BYTES])
+
+    async def BackUpShard(
+        self, request: pb.BackUpShardRequest, context: Context
+    ) -> AsyncIterator[pb.BackUpShardResponse]:
+        """Copies one shard to a backup's destination."""
+        timeout_s = remaining_s(context, limits.BACKUP_TIMEOUT_DEFAULT_S)
+        held = await self._host.replica_for(
+            request.collection_uid,
+            request.shard,
+            request.epoch,
+            timeout_s=min(timeout_s, limits.CALL_TIMEOUT_DEFAULT_S),
+        )
+        async for response in self._archive.back_up(held, request):
+            yield response
+
+    async def WriteBackup(self, request: pb.WriteBackupRequest, context: Context) -> pb.WriteBackupResponse:
+        """Writes the manifest of a backup."""
+        await self._archive.write(request.destination, request.manifest)
+        return pb.WriteBackupResponse()
+
+    async def ReadBackup(self, request: pb.ReadBackupRequest, context: Context) -> pb.ReadBackupResponse:
+        """Reads the manifest of a backup."""
+        return pb.ReadBackupResponse(manifest=await self._archive.read(request.source, request.backup))
 
     async def _find(
         self, request: pb.FetchRequest | pb.ScanRequest | pb.SampleRequest, context: Context

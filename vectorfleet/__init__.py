@@ -7,6 +7,7 @@
 """
 
 from vectorfleet._aio_client import AsyncClient
+from vectorfleet._backups import BackedUpCollection, Backup, RestoredBackup, TransferProgress
 from vectorfleet._client import Client
 from vectorfleet._models import (
     ClusterInfo,
@@ -42,6 +43,8 @@ from vectorfleet.errors import (
 __all__ = [
     "AlreadyExists",
     "AsyncClient",
+    "BackedUpCollection",
+    "Backup",
     "Client",
     "ClusterInfo",
     "Codebook",
@@ -62,8 +65,10 @@ __all__ = [
     "Point",
     "ReplicaState",
     "ResourceExhausted",
+    "RestoredBackup",
     "SearchResult",
     "ShardState",
+    "TransferProgress",
     "Unavailable",
     "UpsertResult",
     "VectorfleetError",

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Mapping
 from types import TracebackType
 from typing import Self, SupportsIndex, TypeVar
 
@@ -20,10 +20,12 @@ from numpy.typing import ArrayLike
 
 from vectorfleet import _answers as answers
 from vectorfleet import _arguments as arguments
+from vectorfleet import _backups as backups
 from vectorfleet import _codec as codec
 from vectorfleet import errors, limits
 from vectorfleet._arguments import Ids, Payloads
 from vectorfleet._attempts import Attempts, failure_of, poll_pause_s
+from vectorfleet._backups import Backup, OnProgress, RestoredBackup
 from vectorfleet._channel import CLIENT_OPTIONS
 from vectorfleet._models import (
     ClusterInfo,
@@ -238,6 +240,35 @@ class AsyncClient:
         """Returns nodes, shards and replicas as the router knows them."""
         request = cluster_service_pb2.GetClusterRequest()
         return answers.cluster_info(await self._call(self._stubs.cluster.GetCluster, request, timeout))
+
+    async def create_backup(
+        self,
+        destination: str,
+        *,
+        collections: Iterable[str] | None = None,
+        on_progress: OnProgress | None = None,
+        timeout: float = limits.BACKUP_TIMEOUT_DEFAULT_S,
+    ) -> Backup:
+        """Writes a backup and returns it when it is complete: see `Client.create_backup`."""
+        request = backups.create_request(destination, collections)
+        call = self._stubs.cluster.CreateBackup(request, timeout=arguments.seconds(timeout))
+        last = await backups.followed_async(call, on_progress, self._address)
+        return backups.backup_of(last.backup)
+
+    async def restore_backup(
+        self,
+        source: str,
+        *,
+        backup: str = "",
+        collections: Iterable[str] | Mapping[str, str] | None = None,
+        on_progress: OnProgress | None = None,
+        timeout: float = limits.BACKUP_TIMEOUT_DEFAULT_S,
+    ) -> RestoredBackup:
+        """Makes collections of a backup: see `Client.restore_backup`."""
+        request = backups.restore_request(source, backup, collections)
+        call = self._stubs.cluster.RestoreBackup(request, timeout=arguments.seconds(timeout))
+        last = await backups.followed_async(call, on_progress, self._address)
+        return RestoredBackup(last.backup, tuple(last.collections))
 
     # ------------------------------------------------------------------------------------------------------- calls
 

@@ -153,6 +153,28 @@ def seconds(value: float, field: str = "timeout") -> float:
     return number
 
 
+def text(value: str, field: str) -> str:
+    """Returns a string that fits the wire. Raises `InvalidRequest` where it is none, or no valid Unicode."""
+    if not isinstance(value, str):
+        refuse(field, f"{field} must be a str, not {type(value).__name__}")
+    if not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            refuse(field, f"{field} is not valid Unicode")
+    return value
+
+
+def names(values: Iterable[str]) -> list[str]:
+    """Returns names of collections, at least one; whether they are names is the server's to judge."""
+    if isinstance(values, str | bytes):
+        refuse("collections", "collections must be a sequence of names, not one string")
+    given = [text(name, f"collections[{position}]") for position, name in enumerate(values)]
+    if not given:
+        refuse("collections", "name at least one collection, or leave them out for all")
+    return given
+
+
 def target(address: str) -> str:
     """Returns an address that has the form host:port."""
     host, colon, port = address.rpartition(":") if isinstance(address, str) else ("", "", "")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import Self, SupportsIndex, TypeVar
 
@@ -17,10 +17,12 @@ from numpy.typing import ArrayLike
 
 from vectorfleet import _answers as answers
 from vectorfleet import _arguments as arguments
+from vectorfleet import _backups as backups
 from vectorfleet import _codec as codec
 from vectorfleet import errors, limits
 from vectorfleet._arguments import Ids, Payloads
 from vectorfleet._attempts import Attempts, failure_of, poll_pause_s
+from vectorfleet._backups import Backup, OnProgress, RestoredBackup
 from vectorfleet._channel import CLIENT_OPTIONS
 from vectorfleet._models import (
     ClusterInfo,
@@ -311,6 +313,66 @@ class Client:
         """Returns nodes, shards and replicas as the router knows them."""
         request = cluster_service_pb2.GetClusterRequest()
         return answers.cluster_info(self._call(self._cluster.GetCluster, request, timeout))
+
+    def create_backup(
+        self,
+        destination: str,
+        *,
+        collections: Iterable[str] | None = None,
+        on_progress: OnProgress | None = None,
+        timeout: float = limits.BACKUP_TIMEOUT_DEFAULT_S,
+    ) -> Backup:
+        """Writes a backup, of each shard a prefix of its log, while writes go on; returns it when it is complete.
+
+        Files that an earlier backup left at the destination are not sent again: after an error, call again.
+
+        Args:
+            destination: an absolute path of a directory that all nodes share, or a URL such as "s3://bucket/folder"; below
+                a `--backup-root` of every node.
+            collections: names; None: all.
+            on_progress: called several times a second.
+            timeout: seconds for all of it.
+
+        Raises:
+            NotFound: there is no such collection.
+            FailedPrecondition: a node may not write there.
+            Unavailable: the destination, a shard or its node does not answer. Not retried.
+            DataLoss: a replica's file is damaged.
+        """
+        request = backups.create_request(destination, collections)
+        call = self._cluster.CreateBackup(request, timeout=arguments.seconds(timeout))
+        last = backups.followed(call, on_progress, self._address)
+        return backups.backup_of(last.backup)
+
+    def restore_backup(
+        self,
+        source: str,
+        *,
+        backup: str = "",
+        collections: Iterable[str] | Mapping[str, str] | None = None,
+        on_progress: OnProgress | None = None,
+        timeout: float = limits.BACKUP_TIMEOUT_DEFAULT_S,
+    ) -> RestoredBackup:
+        """Makes collections of a backup, which can be seen when all of them are there; after an error nothing is left.
+
+        Args:
+            source: the destination of backups, as in `create_backup`.
+            backup: the id of one; "": the newest.
+            collections: names in the backup, or a mapping of those to new names; None: all, under their own names.
+            on_progress: called several times a second.
+            timeout: seconds for all of it.
+
+        Raises:
+            NotFound: no backup, or no such collection in it.
+            AlreadyExists: a name is taken: give another.
+            DataLoss: an object of the backup is damaged; the message names it.
+            FailedPrecondition: a node may not read there.
+            Unavailable: the source, or a node, does not answer. Not retried.
+        """
+        request = backups.restore_request(source, backup, collections)
+        call = self._cluster.RestoreBackup(request, timeout=arguments.seconds(timeout))
+        last = backups.followed(call, on_progress, self._address)
+        return RestoredBackup(last.backup, tuple(last.collections))
 
     # ------------------------------------------------------------------------------------------------------- calls
 

@@ -83,10 +83,10 @@ def create_collection(
 ) -> collection_service_pb2.CreateCollectionRequest:
     """Makes the request; raises `InvalidRequest` for words that the contract does not know."""
     spec = types_pb2.CollectionSpec(
-        name=_text(name, "name"),
+        name=arguments.text(name, "name"),
         dim=arguments.unsigned(dim, "dim"),
         shards=arguments.unsigned(shards, "shards"),
-        embedding_model=_text(embedding_model, "embedding_model"),
+        embedding_model=arguments.text(embedding_model, "embedding_model"),
     )
     if metric is not None:
         if metric not in get_args(models.Metric):
@@ -104,7 +104,7 @@ def create_collection(
 
 def collection_name(name: str) -> str:
     """Returns a name that fits the wire; whether it is one is the server's to judge."""
-    return _text(name, "name")
+    return arguments.text(name, "name")
 
 
 # ---------------------------------------------------------------------------------------------------------- points
@@ -127,7 +127,7 @@ def upsert(
     """
     names = arguments.point_ids(ids)
     bodies = arguments.payload_bytes(payloads, len(names))
-    collection = _text(collection, "name")
+    collection = arguments.text(collection, "name")
     if vectors is not None and texts is not None:
         refuse("texts", "give vectors or texts, not both")
     if vectors is not None:
@@ -167,7 +167,7 @@ def upsert(
 
 def delete(collection: str, ids: Ids) -> Iterator[Call[point_service_pb2.DeleteRequest]]:
     """Cuts a delete into calls."""
-    collection, names = _text(collection, "name"), arguments.point_ids(ids)
+    collection, names = arguments.text(collection, "name"), arguments.point_ids(ids)
     return (
         Call(point_service_pb2.DeleteRequest(collection=collection, ids=names[rows.start : rows.stop]), rows)
         for rows in _ranges(len(names), limits.POINTS_PER_CALL_MAX)
@@ -176,7 +176,7 @@ def delete(collection: str, ids: Ids) -> Iterator[Call[point_service_pb2.DeleteR
 
 def get(collection: str, ids: Ids, with_vector: bool) -> Iterator[Call[point_service_pb2.GetRequest]]:
     """Cuts a get into calls, each of whose answers surely fits a message."""
-    collection, names = _text(collection, "name"), arguments.point_ids(ids)
+    collection, names = arguments.text(collection, "name"), arguments.point_ids(ids)
     return (
         Call(
             point_service_pb2.GetRequest(
@@ -193,7 +193,7 @@ def scroll(
 ) -> point_service_pb2.ScrollRequest:
     """Makes the request of one page."""
     return point_service_pb2.ScrollRequest(
-        collection=_text(collection, "name"),
+        collection=arguments.text(collection, "name"),
         page_size=arguments.unsigned(page_size, "page_size"),
         page_token=page_token,
         with_vector=with_vector,
@@ -229,7 +229,7 @@ def search(
     queries = _queries(vectors, texts)
     hits = arguments.unsigned(k, "k")
     options = search_service_pb2.SearchRequest(
-        collection=_text(collection, "name"),
+        collection=arguments.text(collection, "name"),
         k=hits,
         params=search_service_pb2.SearchParams(
             nprobe=arguments.unsigned(nprobe, "nprobe"), oversample=_number(oversample, "oversample"), exact=bool(exact)
@@ -257,17 +257,6 @@ def _queries(vectors: ArrayLike | None, texts: Iterable[str] | None) -> list[sea
     assert vectors is not None
     matrix = arguments.matrix(vectors, one_is_enough=True)
     return [search_service_pb2.Query(vector=row.tobytes()) for row in matrix]
-
-
-def _text(value: str, field: str) -> str:
-    if not isinstance(value, str):
-        refuse(field, f"{field} must be a str, not {type(value).__name__}")
-    if not value.isascii():
-        try:
-            value.encode()
-        except UnicodeEncodeError:
-            refuse(field, f"{field} is not valid Unicode")
-    return value
 
 
 def _number(value: float, field: str) -> float:

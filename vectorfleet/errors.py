@@ -105,6 +105,25 @@ REASONS: Final[dict[str, Reason]] = {
         "A replica's files are damaged; it is out of service.",
         "Restore the replica; the message names the file.",
     ),
+    "BACKUP_NOT_FOUND": Reason(
+        _C.NOT_FOUND, "There is no complete backup there, or none of this id.", "Correct the source or the id."
+    ),
+    "BACKUP_DAMAGED": Reason(
+        _C.DATA_LOSS,
+        "An object of a backup is damaged or missing; nothing of it is restored.",
+        "Restore another backup; the message names the object.",
+    ),
+    "BACKUP_FORMAT_UNKNOWN": Reason(
+        _C.FAILED_PRECONDITION, "A newer release wrote the backup.", "Upgrade the servers."
+    ),
+    "DESTINATION_REFUSED": Reason(
+        _C.FAILED_PRECONDITION,
+        "A node may not keep backups in this place, or cannot use it; the message says why.",
+        "Start every node with --backup-root, or take a place below one.",
+    ),
+    "DESTINATION_UNAVAILABLE": Reason(
+        _C.UNAVAILABLE, "The place of a backup does not answer.", "Retry: what is there already is not sent again."
+    ),
     "UNIMPLEMENTED": Reason(_C.UNIMPLEMENTED, "The server does not know this method.", "Upgrade the server."),
     "CANCELLED": Reason(_C.CANCELLED, "The caller cancelled the call.", "Nothing."),
     "INTERNAL": Reason(_C.INTERNAL, "A defect of vectorfleet.", "Report it with the server's log."),

@@ -43,6 +43,8 @@ SEARCH_TIMEOUT_DEFAULT_S: Final = 10.0
 """Deadline of a search whose caller gave none."""
 CALL_TIMEOUT_DEFAULT_S: Final = 30.0
 """Deadline of any other call whose caller gave none."""
+BACKUP_TIMEOUT_DEFAULT_S: Final = 86_400.0
+"""Deadline of a backup or a restore whose caller gave none."""
 
 assert K_DEFAULT <= K_MAX <= CANDIDATES_MAX
 assert POINTS_PER_CALL_MAX >= K_MAX, "the hits of one query must be fetchable by one Get"

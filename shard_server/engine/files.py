@@ -60,6 +60,11 @@ def seal(path: Path) -> storage_pb2.FileEntry:
     """Syncs a file that another library wrote, and returns its size and checksum."""
     with path.open("rb+") as file:
         os.fsync(file.fileno())
+    return measured(path)
+
+
+def measured(path: Path) -> storage_pb2.FileEntry:
+    """The size and checksum of a file as it is."""
     return storage_pb2.FileEntry(name=path.name, bytes=path.stat().st_size, checksum=_checksum(path))
 
 

@@ -14,7 +14,7 @@ from typing import Final
 
 import numpy as np
 
-from shard_server.engine import segment
+from shard_server.engine import segment, snapshot
 from shard_server.engine.bitmap import LiveRows
 from shard_server.engine.index import Codebook
 from shard_server.engine.state import ReplicaIdentity, ReplicaState
@@ -45,6 +45,7 @@ def recover(directory: Path, identity: ReplicaIdentity, store: Store, codebooks:
     segments_directory = directory / "segments"
     segments_directory.mkdir(exist_ok=True)
     _remove_leftovers(segments_directory, manifest)
+    shutil.rmtree(directory / snapshot.FOLDER, ignore_errors=True)
     state = ReplicaState(
         identity, store, manifest, _segments(segments_directory, manifest, store, codebooks), codebooks
     )

@@ -19,9 +19,10 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from shard_server.engine import recovery, scoring, search
+from shard_server.engine import recovery, scoring, search, snapshot
 from shard_server.engine.index import Codebook
 from shard_server.engine.search import SearchOptions
+from shard_server.engine.snapshot import Snapshot
 from shard_server.engine.state import Applied, ReplicaIdentity, ReplicaState, points_in
 from shard_server.engine.store import PointRecord, Store
 from shard_server.engine.upkeep import ENCODE_ROWS_MIN, EngineSettings, Upkeep
@@ -76,10 +77,11 @@ class ReplicaStats:
 class Replica:
     """One copy of one shard. Thread-safe."""
 
-    def __init__(self, state: ReplicaState, upkeep: Upkeep, settings: EngineSettings) -> None:
+    def __init__(self, directory: Path, state: ReplicaState, upkeep: Upkeep, settings: EngineSettings) -> None:
         """Use `Replica.open`."""
         self.identity = state.identity
         self.settings = settings
+        self._directory = directory
         self._state = state
         self._store = state.store
         self._upkeep = upkeep
@@ -111,7 +113,7 @@ class Replica:
         store = Store(directory / "store")
         try:
             state = recovery.recover(directory, identity, store, [] if codebook is None else [codebook])
-            return cls(state, Upkeep(state, settings, directory / "segments"), settings)
+            return cls(directory, state, Upkeep(state, settings, directory / "segments"), settings)
         except BaseException:
             store.close()
             raise
@@ -302,6 +304,23 @@ class Replica:
         return self._upkeep.settled
 
     # ------------------------------------------------------------------ the rest
+
+    def snapshot(self, codebook_version: int) -> Snapshot:
+        """Links this replica's files as they are at this moment; whoever asked for it removes it.
+
+        Args:
+            codebook_version: codes under another codebook are left out.
+
+        Raises:
+            DataLoss: the store has failed.
+            ResourceExhausted: DISK_FULL.
+            Unavailable: the replica is closed.
+        """
+        _ = self._state.view
+        self._store.flush()  # before writers are held up, so that what follows is short
+        with self._commit_lock:
+            self._raise_if_failed()
+            return snapshot.take(self._state, self._directory, codebook_version)
 
     def stats(self) -> ReplicaStats:
         """Sizes, as of the present view."""

@@ -207,6 +207,21 @@ class Store:
             raise _translated(error, f"read ({self._directory})") from error
         return value
 
+    def flush(self) -> None:
+        """Moves what is in RocksDB's memory to its files, so that a checkpoint soon after has little to do."""
+        try:
+            for family in (self._log, self._points, self._tombstones, self._meta):
+                family.flush()
+        except Exception as error:
+            raise _translated(error, "written") from error
+
+    def checkpoint(self, directory: Path) -> None:
+        """Makes a copy of this store, as it is now, out of links, in a directory that does not exist yet."""
+        try:
+            rocksdict.Checkpoint(self._db).create_checkpoint(str(directory))
+        except Exception as error:
+            raise _translated(error, "copied") from error
+
     def close(self) -> None:
         """Closes the files; the log is synced already. RocksDB lets go of its lock with the last snapshot."""
         self._db.close()

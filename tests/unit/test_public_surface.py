@@ -15,9 +15,10 @@ import vectorfleet
 import vectorfleet.local
 
 NAMES = {
-    "AlreadyExists", "AsyncClient", "Client", "ClusterInfo", "Codebook", "Collection", "Coverage", "DataLoss", "DeadlineExceeded",
-    "DeleteResult", "FailedPrecondition", "Hit", "IndexOptions", "IndexProgress", "InternalError", "InvalidRequest",
-    "MissingShard", "NodeState", "NotFound", "Point", "ReplicaState", "ResourceExhausted", "SearchResult", "ShardState",
+    "AlreadyExists", "AsyncClient", "BackedUpCollection", "Backup", "Client", "ClusterInfo", "Codebook", "Collection",
+    "Coverage", "DataLoss", "DeadlineExceeded", "DeleteResult", "FailedPrecondition", "Hit", "IndexOptions",
+    "IndexProgress", "InternalError", "InvalidRequest", "MissingShard", "NodeState", "NotFound", "Point",
+    "ReplicaState", "ResourceExhausted", "RestoredBackup", "SearchResult", "ShardState", "TransferProgress",
     "Unavailable", "UpsertResult", "VectorfleetError", "__version__",
 }  # fmt: skip
 
@@ -25,6 +26,7 @@ METHODS = {
     "close": "()",
     "cluster": "(*, timeout=None)",
     "count": "(name, *, timeout=None)",
+    "create_backup": "(destination, *, collections=None, on_progress=None, timeout=86400.0)",
     "create_collection":
         "(name, *, dim=0, metric=None, shards=0, embedding_model='', index=None, timeout=None)",
     "delete": "(name, *, ids, timeout=None)",
@@ -32,6 +34,7 @@ METHODS = {
     "get": "(name, *, ids, with_vector=False, timeout=None)",
     "get_collection": "(name, *, timeout=None)",
     "list_collections": "(*, timeout=None)",
+    "restore_backup": "(source, *, backup='', collections=None, on_progress=None, timeout=86400.0)",
     "scroll": "(name, *, page_size=1000, with_vector=False, timeout=None)",
     "search":
         "(name, *, vectors=None, texts=None, k=10, nprobe=0, oversample=0, exact=False, with_payload=False, with_vector=False, "
@@ -41,6 +44,8 @@ METHODS = {
 }  # fmt: skip
 
 FIELDS = {
+    "BackedUpCollection": "name seqnos",
+    "Backup": "id destination create_time collections objects bytes new_objects new_bytes",
     "ClusterInfo": "epoch controller coordinator_connected nodes shards",
     "Codebook": "version checksum nlist m trained_points",
     "Collection": "name uid dim metric shards replicas index embedding_model create_time progress coverage",
@@ -55,7 +60,9 @@ FIELDS = {
     "ReplicaState":
         "node primary status message applied_seqno points indexed_points buffered_points tombstones segments codebook_version "
         "disk_bytes index_bytes memory_bytes",
+    "RestoredBackup": "id collections",
     "ShardState": "collection shard hash_first hash_last term replicas",
+    "TransferProgress": "shards_total shards_done bytes_total bytes_done bytes_reused",
     "UpsertResult": "upserted consistency_token",
 }  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""The command line: `vectorfleet up`, `load`, `search`, `status`, `create`, `delete`, `get`, `count`."""
+"""The command line: `vectorfleet up`, `load`, `search`, `status`, `create`, `delete`, `get`, `count`, `backup`, `restore`."""
 
 from vectorfleet.cli.program import main
 

@@ -9,6 +9,7 @@ from typing import Any, Final
 import click
 
 from vectorfleet._client import Client
+from vectorfleet.limits import BACKUP_TIMEOUT_DEFAULT_S
 
 DEFAULT_ADDRESS: Final = "127.0.0.1:7700"
 DEFAULT_TIMEOUT_S: Final = 30.0
@@ -19,27 +20,46 @@ as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON d
 def connected(command: Callable[..., None]) -> Callable[..., None]:
     """Adds the options to a command, which gets `client` and `as_json` as arguments."""
 
-    @as_json
-    @click.option(
-        "--timeout",
-        type=click.FloatRange(min=0, min_open=True),
-        default=DEFAULT_TIMEOUT_S,
-        show_default=True,
-        metavar="SECONDS",
-        help="How long each call to the cluster may take.",
-    )
-    @click.option(
-        "--address",
-        envvar="VECTORFLEET_ADDRESS",
-        default=DEFAULT_ADDRESS,
-        show_default=True,
-        show_envvar=True,
-        metavar="HOST:PORT",
-        help="A router of the cluster.",
-    )
+    @_options(DEFAULT_TIMEOUT_S, "How long each call to the cluster may take.")
     @functools.wraps(command)
     def run(*args: Any, address: str, timeout: float, **options: Any) -> None:
         with Client(address, timeout=timeout) as client:
             command(*args, client=client, **options)
 
     return run
+
+
+def connected_for_long(command: Callable[..., None]) -> Callable[..., None]:
+    """The same for a command that takes its time: it gets `timeout`, in seconds, as well."""
+
+    @_options(BACKUP_TIMEOUT_DEFAULT_S, "How long all of it may take.")
+    @functools.wraps(command)
+    def run(*args: Any, address: str, **options: Any) -> None:
+        with Client(address) as client:
+            command(*args, client=client, **options)
+
+    return run
+
+
+def _options(timeout_s: float, meaning: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    def add(command: Callable[..., None]) -> Callable[..., None]:
+        timeout = click.option(
+            "--timeout",
+            type=click.FloatRange(min=0, min_open=True),
+            default=timeout_s,
+            show_default=True,
+            metavar="SECONDS",
+            help=meaning,
+        )
+        address = click.option(
+            "--address",
+            envvar="VECTORFLEET_ADDRESS",
+            default=DEFAULT_ADDRESS,
+            show_default=True,
+            show_envvar=True,
+            metavar="HOST:PORT",
+            help="A router of the cluster.",
+        )
+        return as_json(timeout(address(command)))
+
+    return add

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from vectorfleet._version import __version__
+from vectorfleet.cli.backups import backup, restore
 from vectorfleet.cli.collections import create, delete
 from vectorfleet.cli.loading import load
 from vectorfleet.cli.points import count, get
@@ -56,5 +57,5 @@ def main() -> None:
     """A sharded vector search cluster: start one, load it, ask it."""
 
 
-for _command in (up, load, search, status, create, delete, get, count, sizing):
+for _command in (up, load, search, status, create, delete, get, count, backup, restore, sizing):
     main.add_command(_command)

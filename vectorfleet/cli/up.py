@@ -13,6 +13,7 @@ from types import FrameType
 
 import click
 
+from vectorfleet.cli.backups import place
 from vectorfleet.cli.connection import DEFAULT_ADDRESS, as_json
 from vectorfleet.cli.output import counted
 from vectorfleet.local.cluster import LocalCluster, nodes_in
@@ -39,15 +40,22 @@ _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     show_default=True,
     help="Folder of all data and logs.",
 )
+@click.option(
+    "--backup-root", "backup_roots", multiple=True, metavar="PLACE",
+    help="A directory or URL below which backups may lie, besides `backups` in the data; may be given several times.",
+)  # fmt: skip
 @as_json
-def up(nodes: int | None, routers: int, port: int, host: str, data: Path, as_json: bool) -> None:
+def up(
+    nodes: int | None, routers: int, port: int, host: str, data: Path, backup_roots: tuple[str, ...], as_json: bool
+) -> None:
     """Start a cluster on this machine: etcd, shard servers, routers.
 
     Prints one line when it is ready, starts processes again that die, and stops all of them on Ctrl-C or SIGTERM (exit
     code 0). The data is there again at the next start.
     """
     count = nodes if nodes is not None else nodes_in(data) or _NODES_DEFAULT
-    cluster = LocalCluster(data, nodes=count, routers=routers, host=host, port=port, log=_tell)
+    roots = [argument for root in backup_roots for argument in ("--backup-root", place(root))]
+    cluster = LocalCluster(data, nodes=count, routers=routers, host=host, port=port, shard_args=roots, log=_tell)
     with contextlib.suppress(_Stop), _stop_on_signals():
         cluster.start()
         try:

@@ -66,6 +66,18 @@ class CodebookRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class RestoreRecord:
+    """Where the replicas of a collection come from while it is restored; gone once all of them serve."""
+
+    source: str
+    """The destination of backups."""
+    backup: str
+    """The id of one of them."""
+    uid: str
+    """The collection's uid in the backup."""
+
+
+@dataclass(frozen=True, slots=True)
 class CollectionRecord:
     """One collection: its specification, its shards and its codebook. One key in etcd, so that it changes atomically."""
 
@@ -80,6 +92,8 @@ class CollectionRecord:
     embedding_model: str = ""
     create_time_ms: int = 0
     codebook: CodebookRecord | None = None
+    restoring: RestoreRecord | None = None
+    """Not None: it is being restored, and nobody but its nodes and its restorer may know of it yet."""
     mod_revision: int = 0
     """etcd's revision of the last change: the compare of compare-and-swap. Not stored."""
 
@@ -102,7 +116,7 @@ class CollectionRecord:
             ValueError: the value is not JSON, or of a format version that this release does not know.
         """
         body = _checked(value, "collection")
-        codebook = body.get("codebook")
+        codebook, restoring = body.get("codebook"), body.get("restoring")
         shards = tuple(
             _known(ShardAssignment, {**shard, "replicas": tuple(shard["replicas"]), "in_sync": tuple(shard["in_sync"])})
             for shard in body["shards"]
@@ -114,6 +128,7 @@ class CollectionRecord:
                 "shards": shards,
                 "index": _known(IndexConfig, body["index"]),
                 "codebook": None if codebook is None else _known(CodebookRecord, codebook),
+                "restoring": None if restoring is None else _known(RestoreRecord, restoring),
             },
         )
         return replace(known, mod_revision=mod_revision)

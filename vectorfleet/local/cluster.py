@@ -1,8 +1,9 @@
 """`LocalCluster`: etcd, shard servers and routers on this machine, as the child processes that a real cluster consists of.
 
 Names: `etcd`, `node-0` …, `router-0` …. All data lives below one folder (`etcd/`, `node-0/` …, `logs/`), locked while the cluster
-runs, so that the next start finds it. etcd and routers keep their ports while this object lives; nodes register wherever
-the kernel puts them. Nothing is watched here: `supervision` does that for `vectorfleet up`, tests want the dead to stay dead.
+runs, so that the next start finds it; nodes may keep backups in `backups/` beside it. etcd and routers keep their ports
+while this object lives; nodes register wherever the kernel puts them. Nothing is watched here: `supervision` does that for
+`vectorfleet up`, tests want the dead to stay dead.
 """
 
 from __future__ import annotations
@@ -228,7 +229,8 @@ class LocalCluster:
         etcd = ["--etcd", self.etcd_address]
         if kind == "node":
             own = ["--data", str(self.data / name), "--host", _LOOPBACK, "--port", "0", "--node-id", name]
-            return [*python, "shard_server", *own, *etcd, *self._shard_args]
+            backups = ["--backup-root", str(self.data / "backups")]
+            return [*python, "shard_server", *own, *etcd, *backups, *self._shard_args]
         own = ["--host", self._host, "--port", str(self._router_ports[int(number)]), "--router-id", name]
         return [*python, "router", *own, *etcd, *self._router_args]
 

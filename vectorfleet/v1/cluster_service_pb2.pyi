@@ -6,6 +6,7 @@ isort:skip_file
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
@@ -247,3 +248,252 @@ class ReplicaState(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ReplicaState: _TypeAlias = ReplicaState  # noqa: Y015
+
+@_typing.final
+class TransferProgress(_message.Message):
+    """How far a backup or a restore has come. Totals grow until every shard has said what it has to move."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SHARDS_TOTAL_FIELD_NUMBER: _builtins.int
+    SHARDS_DONE_FIELD_NUMBER: _builtins.int
+    BYTES_TOTAL_FIELD_NUMBER: _builtins.int
+    BYTES_DONE_FIELD_NUMBER: _builtins.int
+    BYTES_REUSED_FIELD_NUMBER: _builtins.int
+    shards_total: _builtins.int
+    shards_done: _builtins.int
+    bytes_total: _builtins.int
+    """Bytes to be moved, as far as known."""
+    bytes_done: _builtins.int
+    bytes_reused: _builtins.int
+    """Bytes that need not be moved: an earlier backup left them at the destination."""
+    def __init__(
+        self,
+        *,
+        shards_total: _builtins.int = ...,
+        shards_done: _builtins.int = ...,
+        bytes_total: _builtins.int = ...,
+        bytes_done: _builtins.int = ...,
+        bytes_reused: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_done", b"bytes_done", "bytes_reused", b"bytes_reused", "bytes_total", b"bytes_total", "shards_done", b"shards_done", "shards_total", b"shards_total"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TransferProgress: _TypeAlias = TransferProgress  # noqa: Y015
+
+@_typing.final
+class Backup(_message.Message):
+    """A complete backup."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    DESTINATION_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
+    COLLECTIONS_FIELD_NUMBER: _builtins.int
+    OBJECTS_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
+    NEW_OBJECTS_FIELD_NUMBER: _builtins.int
+    NEW_BYTES_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """Unique within its destination; later ones sort behind."""
+    destination: _builtins.str
+    objects: _builtins.int
+    """Files and bytes that it consists of."""
+    bytes: _builtins.int
+    new_objects: _builtins.int
+    """Of those, what this backup had to write."""
+    new_bytes: _builtins.int
+    @_builtins.property
+    def create_time(self) -> _timestamp_pb2.Timestamp:
+        """When it began: each write that was acknowledged before is in it."""
+
+    @_builtins.property
+    def collections(self) -> _containers.RepeatedCompositeFieldContainer[Global___BackedUpCollection]: ...
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        destination: _builtins.str = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
+        collections: _abc.Iterable[Global___BackedUpCollection] | None = ...,
+        objects: _builtins.int = ...,
+        bytes: _builtins.int = ...,
+        new_objects: _builtins.int = ...,
+        new_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "collections", b"collections", "create_time", b"create_time", "destination", b"destination", "id", b"id", "new_bytes", b"new_bytes", "new_objects", b"new_objects", "objects", b"objects"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Backup: _TypeAlias = Backup  # noqa: Y015
+
+@_typing.final
+class BackedUpCollection(_message.Message):
+    """One collection of a backup."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    SEQNOS_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    @_builtins.property
+    def seqnos(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """One for each shard, in the order of their numbers: the last write that the backup holds."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        seqnos: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "seqnos", b"seqnos"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BackedUpCollection: _TypeAlias = BackedUpCollection  # noqa: Y015
+
+@_typing.final
+class CreateBackupRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DESTINATION_FIELD_NUMBER: _builtins.int
+    COLLECTIONS_FIELD_NUMBER: _builtins.int
+    destination: _builtins.str
+    """REQUIRED. An absolute path of a directory that all nodes share, or a URL that fsspec knows: s3://bucket/folder."""
+    @_builtins.property
+    def collections(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """OPTIONAL. Names of collections; none: all."""
+
+    def __init__(
+        self,
+        *,
+        destination: _builtins.str = ...,
+        collections: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collections", b"collections", "destination", b"destination"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CreateBackupRequest: _TypeAlias = CreateBackupRequest  # noqa: Y015
+
+@_typing.final
+class CreateBackupResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROGRESS_FIELD_NUMBER: _builtins.int
+    BACKUP_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def progress(self) -> Global___TransferProgress: ...
+    @_builtins.property
+    def backup(self) -> Global___Backup:
+        """In the last message alone."""
+
+    def __init__(
+        self,
+        *,
+        progress: Global___TransferProgress | None = ...,
+        backup: Global___Backup | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["backup", b"backup", "progress", b"progress"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backup", b"backup", "progress", b"progress"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CreateBackupResponse: _TypeAlias = CreateBackupResponse  # noqa: Y015
+
+@_typing.final
+class RestoreBackupRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SOURCE_FIELD_NUMBER: _builtins.int
+    BACKUP_FIELD_NUMBER: _builtins.int
+    COLLECTIONS_FIELD_NUMBER: _builtins.int
+    source: _builtins.str
+    """REQUIRED. The `destination` of backups."""
+    backup: _builtins.str
+    """OPTIONAL. The id of one; empty: the newest."""
+    @_builtins.property
+    def collections(self) -> _containers.RepeatedCompositeFieldContainer[Global___RestoreTarget]:
+        """OPTIONAL. Which collections; none: all, under their own names."""
+
+    def __init__(
+        self,
+        *,
+        source: _builtins.str = ...,
+        backup: _builtins.str = ...,
+        collections: _abc.Iterable[Global___RestoreTarget] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backup", b"backup", "collections", b"collections", "source", b"source"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RestoreBackupRequest: _TypeAlias = RestoreBackupRequest  # noqa: Y015
+
+@_typing.final
+class RestoreTarget(_message.Message):
+    """A collection of a backup, and the name that it gets."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COLLECTION_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    collection: _builtins.str
+    """REQUIRED. Its name in the backup."""
+    name: _builtins.str
+    """OPTIONAL. Empty: the same."""
+    def __init__(
+        self,
+        *,
+        collection: _builtins.str = ...,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RestoreTarget: _TypeAlias = RestoreTarget  # noqa: Y015
+
+@_typing.final
+class RestoreBackupResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROGRESS_FIELD_NUMBER: _builtins.int
+    BACKUP_FIELD_NUMBER: _builtins.int
+    COLLECTIONS_FIELD_NUMBER: _builtins.int
+    backup: _builtins.str
+    """The id of the backup that is restored."""
+    @_builtins.property
+    def progress(self) -> Global___TransferProgress: ...
+    @_builtins.property
+    def collections(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The names of the collections made, in the last message alone."""
+
+    def __init__(
+        self,
+        *,
+        progress: Global___TransferProgress | None = ...,
+        backup: _builtins.str = ...,
+        collections: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["progress", b"progress"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backup", b"backup", "collections", b"collections", "progress", b"progress"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RestoreBackupResponse: _TypeAlias = RestoreBackupResponse  # noqa: Y015

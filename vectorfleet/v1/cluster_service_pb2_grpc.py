@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class ClusterServiceStub(object):
-    """Shows the cluster to its operators.
+    """Shows the cluster to its operators, backs it up and restores it.
     """
 
     def __init__(self, channel):
@@ -40,10 +40,20 @@ class ClusterServiceStub(object):
                 request_serializer=vectorfleet_dot_v1_dot_cluster__service__pb2.GetClusterRequest.SerializeToString,
                 response_deserializer=vectorfleet_dot_v1_dot_cluster__service__pb2.GetClusterResponse.FromString,
                 _registered_method=True)
+        self.CreateBackup = channel.unary_stream(
+                '/vectorfleet.v1.ClusterService/CreateBackup',
+                request_serializer=vectorfleet_dot_v1_dot_cluster__service__pb2.CreateBackupRequest.SerializeToString,
+                response_deserializer=vectorfleet_dot_v1_dot_cluster__service__pb2.CreateBackupResponse.FromString,
+                _registered_method=True)
+        self.RestoreBackup = channel.unary_stream(
+                '/vectorfleet.v1.ClusterService/RestoreBackup',
+                request_serializer=vectorfleet_dot_v1_dot_cluster__service__pb2.RestoreBackupRequest.SerializeToString,
+                response_deserializer=vectorfleet_dot_v1_dot_cluster__service__pb2.RestoreBackupResponse.FromString,
+                _registered_method=True)
 
 
 class ClusterServiceServicer(object):
-    """Shows the cluster to its operators.
+    """Shows the cluster to its operators, backs it up and restores it.
     """
 
     def GetCluster(self, request, context):
@@ -57,6 +67,48 @@ class ClusterServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CreateBackup(self, request, context):
+        """Writes a backup: of each shard a prefix of its log, no shorter than what was acknowledged before the call. Streams how far
+        it has come; the last message carries `backup`. Files that an earlier backup to the same destination left there are not
+        sent again, so a backup that was interrupted goes on where it stopped: call again. It is complete, and can be found
+        by RestoreBackup, only with its own manifest, which is written last.
+
+        Nodes write to the destination themselves: it must be the same place for all of them, and below a --backup-root of each.
+
+        | condition                        | code                | reason                  | the caller                  |
+        |----------------------------------|---------------------|-------------------------|-----------------------------|
+        | no such collection               | NOT_FOUND           | COLLECTION_NOT_FOUND    | mends the name              |
+        | a node may not write there       | FAILED_PRECONDITION | DESTINATION_REFUSED     | mends it, or --backup-root  |
+        | the destination does not answer  | UNAVAILABLE         | DESTINATION_UNAVAILABLE | calls again                 |
+        | the destination is full          | RESOURCE_EXHAUSTED  | DISK_FULL               | makes room, calls again     |
+        | a shard or its node is away      | UNAVAILABLE         | SHARD_UNAVAILABLE       | calls again                 |
+        | a file of a replica is damaged   | DATA_LOSS           | DATA_LOSS               | restores from an older one  |
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RestoreBackup(self, request, context):
+        """Makes collections of a backup, on the nodes that are here now, however many. Streams how far it has come; the last message
+        carries `collections`. Until every shard of all of them is there and its checksums hold, none can be seen; after an
+        error or a cancelled call nothing is left of them. Only a router that dies in the middle leaves them, out of sight: the
+        same call again finishes them.
+
+        | condition                        | code                | reason                  | the caller                  |
+        |----------------------------------|---------------------|-------------------------|-----------------------------|
+        | no backup, or none of this id    | NOT_FOUND           | BACKUP_NOT_FOUND        | mends the source or the id  |
+        | the backup has no such collection | NOT_FOUND          | COLLECTION_NOT_FOUND    | mends the name              |
+        | a name is taken                  | ALREADY_EXISTS      | COLLECTION_EXISTS       | gives another name          |
+        | an object of it is damaged       | DATA_LOSS           | BACKUP_DAMAGED          | restores an older backup    |
+        | a node may not read there        | FAILED_PRECONDITION | DESTINATION_REFUSED     | mends it, or --backup-root  |
+        | the source does not answer       | UNAVAILABLE         | DESTINATION_UNAVAILABLE | calls again                 |
+        | no shard server is registered    | UNAVAILABLE         | NO_NODES                | starts one, calls again     |
+        | a node has no room for it        | RESOURCE_EXHAUSTED  | DISK_FULL               | makes room, calls again     |
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ClusterServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -64,6 +116,16 @@ def add_ClusterServiceServicer_to_server(servicer, server):
                     servicer.GetCluster,
                     request_deserializer=vectorfleet_dot_v1_dot_cluster__service__pb2.GetClusterRequest.FromString,
                     response_serializer=vectorfleet_dot_v1_dot_cluster__service__pb2.GetClusterResponse.SerializeToString,
+            ),
+            'CreateBackup': grpc.unary_stream_rpc_method_handler(
+                    servicer.CreateBackup,
+                    request_deserializer=vectorfleet_dot_v1_dot_cluster__service__pb2.CreateBackupRequest.FromString,
+                    response_serializer=vectorfleet_dot_v1_dot_cluster__service__pb2.CreateBackupResponse.SerializeToString,
+            ),
+            'RestoreBackup': grpc.unary_stream_rpc_method_handler(
+                    servicer.RestoreBackup,
+                    request_deserializer=vectorfleet_dot_v1_dot_cluster__service__pb2.RestoreBackupRequest.FromString,
+                    response_serializer=vectorfleet_dot_v1_dot_cluster__service__pb2.RestoreBackupResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -74,7 +136,7 @@ def add_ClusterServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class ClusterService(object):
-    """Shows the cluster to its operators.
+    """Shows the cluster to its operators, backs it up and restores it.
     """
 
     @staticmethod
@@ -94,6 +156,60 @@ class ClusterService(object):
             '/vectorfleet.v1.ClusterService/GetCluster',
             vectorfleet_dot_v1_dot_cluster__service__pb2.GetClusterRequest.SerializeToString,
             vectorfleet_dot_v1_dot_cluster__service__pb2.GetClusterResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateBackup(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/vectorfleet.v1.ClusterService/CreateBackup',
+            vectorfleet_dot_v1_dot_cluster__service__pb2.CreateBackupRequest.SerializeToString,
+            vectorfleet_dot_v1_dot_cluster__service__pb2.CreateBackupResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RestoreBackup(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/vectorfleet.v1.ClusterService/RestoreBackup',
+            vectorfleet_dot_v1_dot_cluster__service__pb2.RestoreBackupRequest.SerializeToString,
+            vectorfleet_dot_v1_dot_cluster__service__pb2.RestoreBackupResponse.FromString,
             options,
             channel_credentials,
             insecure,

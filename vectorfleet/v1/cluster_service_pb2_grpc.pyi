@@ -27,7 +27,7 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class ClusterServiceStub:
-    """Shows the cluster to its operators."""
+    """Shows the cluster to its operators, backs it up and restores it."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -40,10 +40,44 @@ class ClusterServiceStub:
     |----------------------|-------------------|-------------------|-----------------|
     | the deadline passed  | DEADLINE_EXCEEDED | DEADLINE_EXCEEDED | asks for longer |
     """
+    CreateBackup: _grpc.UnaryStreamMultiCallable[_cluster_service_pb2.CreateBackupRequest, _cluster_service_pb2.CreateBackupResponse]
+    """Writes a backup: of each shard a prefix of its log, no shorter than what was acknowledged before the call. Streams how far
+    it has come; the last message carries `backup`. Files that an earlier backup to the same destination left there are not
+    sent again, so a backup that was interrupted goes on where it stopped: call again. It is complete, and can be found
+    by RestoreBackup, only with its own manifest, which is written last.
+
+    Nodes write to the destination themselves: it must be the same place for all of them, and below a --backup-root of each.
+
+    | condition                        | code                | reason                  | the caller                  |
+    |----------------------------------|---------------------|-------------------------|-----------------------------|
+    | no such collection               | NOT_FOUND           | COLLECTION_NOT_FOUND    | mends the name              |
+    | a node may not write there       | FAILED_PRECONDITION | DESTINATION_REFUSED     | mends it, or --backup-root  |
+    | the destination does not answer  | UNAVAILABLE         | DESTINATION_UNAVAILABLE | calls again                 |
+    | the destination is full          | RESOURCE_EXHAUSTED  | DISK_FULL               | makes room, calls again     |
+    | a shard or its node is away      | UNAVAILABLE         | SHARD_UNAVAILABLE       | calls again                 |
+    | a file of a replica is damaged   | DATA_LOSS           | DATA_LOSS               | restores from an older one  |
+    """
+    RestoreBackup: _grpc.UnaryStreamMultiCallable[_cluster_service_pb2.RestoreBackupRequest, _cluster_service_pb2.RestoreBackupResponse]
+    """Makes collections of a backup, on the nodes that are here now, however many. Streams how far it has come; the last message
+    carries `collections`. Until every shard of all of them is there and its checksums hold, none can be seen; after an
+    error or a cancelled call nothing is left of them. Only a router that dies in the middle leaves them, out of sight: the
+    same call again finishes them.
+
+    | condition                        | code                | reason                  | the caller                  |
+    |----------------------------------|---------------------|-------------------------|-----------------------------|
+    | no backup, or none of this id    | NOT_FOUND           | BACKUP_NOT_FOUND        | mends the source or the id  |
+    | the backup has no such collection | NOT_FOUND          | COLLECTION_NOT_FOUND    | mends the name              |
+    | a name is taken                  | ALREADY_EXISTS      | COLLECTION_EXISTS       | gives another name          |
+    | an object of it is damaged       | DATA_LOSS           | BACKUP_DAMAGED          | restores an older backup    |
+    | a node may not read there        | FAILED_PRECONDITION | DESTINATION_REFUSED     | mends it, or --backup-root  |
+    | the source does not answer       | UNAVAILABLE         | DESTINATION_UNAVAILABLE | calls again                 |
+    | no shard server is registered    | UNAVAILABLE         | NO_NODES                | starts one, calls again     |
+    | a node has no room for it        | RESOURCE_EXHAUSTED  | DISK_FULL               | makes room, calls again     |
+    """
 
 @_typing.type_check_only
 class ClusterServiceAsyncStub(ClusterServiceStub):
-    """Shows the cluster to its operators."""
+    """Shows the cluster to its operators, backs it up and restores it."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetCluster: _aio.UnaryUnaryMultiCallable[_cluster_service_pb2.GetClusterRequest, _cluster_service_pb2.GetClusterResponse]  # type: ignore[assignment]
@@ -53,9 +87,43 @@ class ClusterServiceAsyncStub(ClusterServiceStub):
     |----------------------|-------------------|-------------------|-----------------|
     | the deadline passed  | DEADLINE_EXCEEDED | DEADLINE_EXCEEDED | asks for longer |
     """
+    CreateBackup: _aio.UnaryStreamMultiCallable[_cluster_service_pb2.CreateBackupRequest, _cluster_service_pb2.CreateBackupResponse]  # type: ignore[assignment]
+    """Writes a backup: of each shard a prefix of its log, no shorter than what was acknowledged before the call. Streams how far
+    it has come; the last message carries `backup`. Files that an earlier backup to the same destination left there are not
+    sent again, so a backup that was interrupted goes on where it stopped: call again. It is complete, and can be found
+    by RestoreBackup, only with its own manifest, which is written last.
+
+    Nodes write to the destination themselves: it must be the same place for all of them, and below a --backup-root of each.
+
+    | condition                        | code                | reason                  | the caller                  |
+    |----------------------------------|---------------------|-------------------------|-----------------------------|
+    | no such collection               | NOT_FOUND           | COLLECTION_NOT_FOUND    | mends the name              |
+    | a node may not write there       | FAILED_PRECONDITION | DESTINATION_REFUSED     | mends it, or --backup-root  |
+    | the destination does not answer  | UNAVAILABLE         | DESTINATION_UNAVAILABLE | calls again                 |
+    | the destination is full          | RESOURCE_EXHAUSTED  | DISK_FULL               | makes room, calls again     |
+    | a shard or its node is away      | UNAVAILABLE         | SHARD_UNAVAILABLE       | calls again                 |
+    | a file of a replica is damaged   | DATA_LOSS           | DATA_LOSS               | restores from an older one  |
+    """
+    RestoreBackup: _aio.UnaryStreamMultiCallable[_cluster_service_pb2.RestoreBackupRequest, _cluster_service_pb2.RestoreBackupResponse]  # type: ignore[assignment]
+    """Makes collections of a backup, on the nodes that are here now, however many. Streams how far it has come; the last message
+    carries `collections`. Until every shard of all of them is there and its checksums hold, none can be seen; after an
+    error or a cancelled call nothing is left of them. Only a router that dies in the middle leaves them, out of sight: the
+    same call again finishes them.
+
+    | condition                        | code                | reason                  | the caller                  |
+    |----------------------------------|---------------------|-------------------------|-----------------------------|
+    | no backup, or none of this id    | NOT_FOUND           | BACKUP_NOT_FOUND        | mends the source or the id  |
+    | the backup has no such collection | NOT_FOUND          | COLLECTION_NOT_FOUND    | mends the name              |
+    | a name is taken                  | ALREADY_EXISTS      | COLLECTION_EXISTS       | gives another name          |
+    | an object of it is damaged       | DATA_LOSS           | BACKUP_DAMAGED          | restores an older backup    |
+    | a node may not read there        | FAILED_PRECONDITION | DESTINATION_REFUSED     | mends it, or --backup-root  |
+    | the source does not answer       | UNAVAILABLE         | DESTINATION_UNAVAILABLE | calls again                 |
+    | no shard server is registered    | UNAVAILABLE         | NO_NODES                | starts one, calls again     |
+    | a node has no room for it        | RESOURCE_EXHAUSTED  | DISK_FULL               | makes room, calls again     |
+    """
 
 class ClusterServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Shows the cluster to its operators."""
+    """Shows the cluster to its operators, backs it up and restores it."""
 
     @_abc_1.abstractmethod
     def GetCluster(
@@ -68,6 +136,52 @@ class ClusterServiceServicer(metaclass=_abc_1.ABCMeta):
         | condition            | code              | reason            | the caller      |
         |----------------------|-------------------|-------------------|-----------------|
         | the deadline passed  | DEADLINE_EXCEEDED | DEADLINE_EXCEEDED | asks for longer |
+        """
+
+    @_abc_1.abstractmethod
+    def CreateBackup(
+        self,
+        request: _cluster_service_pb2.CreateBackupRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_cluster_service_pb2.CreateBackupResponse], _abc.AsyncIterator[_cluster_service_pb2.CreateBackupResponse]]:
+        """Writes a backup: of each shard a prefix of its log, no shorter than what was acknowledged before the call. Streams how far
+        it has come; the last message carries `backup`. Files that an earlier backup to the same destination left there are not
+        sent again, so a backup that was interrupted goes on where it stopped: call again. It is complete, and can be found
+        by RestoreBackup, only with its own manifest, which is written last.
+
+        Nodes write to the destination themselves: it must be the same place for all of them, and below a --backup-root of each.
+
+        | condition                        | code                | reason                  | the caller                  |
+        |----------------------------------|---------------------|-------------------------|-----------------------------|
+        | no such collection               | NOT_FOUND           | COLLECTION_NOT_FOUND    | mends the name              |
+        | a node may not write there       | FAILED_PRECONDITION | DESTINATION_REFUSED     | mends it, or --backup-root  |
+        | the destination does not answer  | UNAVAILABLE         | DESTINATION_UNAVAILABLE | calls again                 |
+        | the destination is full          | RESOURCE_EXHAUSTED  | DISK_FULL               | makes room, calls again     |
+        | a shard or its node is away      | UNAVAILABLE         | SHARD_UNAVAILABLE       | calls again                 |
+        | a file of a replica is damaged   | DATA_LOSS           | DATA_LOSS               | restores from an older one  |
+        """
+
+    @_abc_1.abstractmethod
+    def RestoreBackup(
+        self,
+        request: _cluster_service_pb2.RestoreBackupRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_cluster_service_pb2.RestoreBackupResponse], _abc.AsyncIterator[_cluster_service_pb2.RestoreBackupResponse]]:
+        """Makes collections of a backup, on the nodes that are here now, however many. Streams how far it has come; the last message
+        carries `collections`. Until every shard of all of them is there and its checksums hold, none can be seen; after an
+        error or a cancelled call nothing is left of them. Only a router that dies in the middle leaves them, out of sight: the
+        same call again finishes them.
+
+        | condition                        | code                | reason                  | the caller                  |
+        |----------------------------------|---------------------|-------------------------|-----------------------------|
+        | no backup, or none of this id    | NOT_FOUND           | BACKUP_NOT_FOUND        | mends the source or the id  |
+        | the backup has no such collection | NOT_FOUND          | COLLECTION_NOT_FOUND    | mends the name              |
+        | a name is taken                  | ALREADY_EXISTS      | COLLECTION_EXISTS       | gives another name          |
+        | an object of it is damaged       | DATA_LOSS           | BACKUP_DAMAGED          | restores an older backup    |
+        | a node may not read there        | FAILED_PRECONDITION | DESTINATION_REFUSED     | mends it, or --backup-root  |
+        | the source does not answer       | UNAVAILABLE         | DESTINATION_UNAVAILABLE | calls again                 |
+        | no shard server is registered    | UNAVAILABLE         | NO_NODES                | starts one, calls again     |
+        | a node has no room for it        | RESOURCE_EXHAUSTED  | DISK_FULL               | makes room, calls again     |
         """
 
 def add_ClusterServiceServicer_to_server(servicer: ClusterServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -134,7 +134,9 @@ def test_an_error_of_several_lines_is_told_in_one(run: Run, fake: FakeCluster) -
     assert run("count", "c", code=1).stderr == "Error: INTERNAL: broken in the middle\n"
 
 
-@pytest.mark.parametrize("command", ["", "up", "load", "search", "status", "create", "delete", "get", "count"])
+@pytest.mark.parametrize(
+    "command", ["", "up", "load", "search", "status", "create", "delete", "get", "count", "backup", "restore"]
+)
 def test_help(run: Run, command: str) -> None:
     shown = run(*([command] if command else []), "--help").stdout
     assert "Usage: vectorfleet" in shown

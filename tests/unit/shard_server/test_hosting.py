@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from shard_server.backup.transfer import Transfer
 from shard_server.budget import ByteBudget
 from shard_server.codebook_store import CodebookStore, checksum_of
 from shard_server.codebooks import Codebooks
@@ -20,7 +21,7 @@ from shard_server.hosting import HostPools, ReplicaHost
 from shard_server.peers import Peers
 from shard_server.threads import WorkPool
 from tests.unit.shard_server.fake_replica import TIMEOUT_S, FakeReplica, collection, deletion, until
-from vectorfleet.cluster.shard_map import ClusterState, CodebookRecord, CollectionRecord, NodeInfo
+from vectorfleet.cluster.shard_map import ClusterState, CodebookRecord, CollectionRecord, NodeInfo, RestoreRecord
 from vectorfleet.cluster.static import StaticCluster, StaticCoordinator
 from vectorfleet.errors import DataLoss, InternalError, Unavailable, VectorfleetError
 
@@ -62,11 +63,17 @@ class Stage:
         self.hold_opening.set()
         self.errors: dict[str, Exception] = {}
         self.work: list[HostedReplica] = []
+        self.restorings: list[tuple[str, int]] = []
+        self.transfers: list[Transfer] = []
+        self.restored_seqno = 0
+        self.hold_restoring = asyncio.Event()
+        self.hold_restoring.set()
         load: Any = FakeCodebook
         opener: Any = self.open
         self.host = ReplicaHost(
             self.data,
             opener,
+            self.restore,
             Codebooks(self.store, self.peers, self.lifecycle, load),
             self.peers,
             HostPools(self.lifecycle, self.commit),
@@ -84,6 +91,14 @@ class Stage:
         self.openings.append((record.uid, shard, codebook))
         replica = self.opened[record.uid, shard] = FakeReplica()
         return replica
+
+    async def restore(self, record: CollectionRecord, shard: int, directory: Path, transfer: Transfer) -> int:
+        self.restorings.append((record.uid, shard))
+        self.transfers.append(transfer)
+        await self.hold_restoring.wait()
+        transfer.moved(1)
+        await self.lifecycle.run(directory.mkdir)
+        return self.restored_seqno
 
     def state(self, epoch: int, *records: CollectionRecord, **changes: Any) -> ClusterState:
         return ClusterState(epoch, collections={record.name: record for record in records}, **changes)
@@ -107,6 +122,43 @@ async def reason(call: Any) -> str:
     with pytest.raises(VectorfleetError) as caught:
         await call
     return caught.value.reason
+
+
+RESTORED = RestoreRecord(source="/backups", backup="b1", uid="u0")
+
+
+async def test_a_restored_replica_is_fetched_once_and_before_it_is_opened(stage: Stage) -> None:
+    stage.hold_restoring.clear()
+    restoring = replace(collection("u1", ["n1"]), restoring=RESTORED)
+    stage.host.apply(stage.state(5, restoring))
+    await stage.host.all_opened()  # not waited for
+    await until(lambda: stage.restorings, "asked for")
+    assert stage.openings == []
+    assert await reason(stage.find("u1", timeout_s=0.0)) == "SHARD_UNAVAILABLE"
+    stage.hold_restoring.set()
+    assert (await stage.find("u1")).serving
+    stage.host.apply(stage.state(6))
+    await until(lambda: stage.opened["u1", 0].closed, "closed")
+    stage.host.apply(stage.state(7, restoring))
+    assert (await stage.find("u1")).serving
+    assert stage.restorings == [("u1", 0)], "its files are here"
+
+
+async def test_a_restored_replica_of_another_length_than_its_backup_says_is_refused(stage: Stage) -> None:
+    stage.restored_seqno = 7
+    stage.host.apply(stage.state(5, replace(collection("u1", ["n1"]), restoring=RESTORED)))
+    assert await reason(stage.find("u1")) == "BACKUP_DAMAGED"
+    assert stage.opened["u1", 0].closed
+
+
+async def test_a_collection_that_is_deleted_is_not_restored_to_the_end(stage: Stage) -> None:
+    stage.hold_restoring.clear()
+    stage.host.apply(stage.state(5, replace(collection("u1", ["n1"]), restoring=RESTORED)))
+    await until(lambda: stage.transfers, "begun")
+    stage.host.apply(stage.state(6, deleted_uids=frozenset({"u1"})))
+    stage.hold_restoring.set()
+    await until(lambda: not (stage.data.path / "replicas" / "u1").exists(), "removed")
+    assert stage.openings == []
 
 
 async def test_it_opens_what_is_assigned_and_closes_what_no_longer_is(stage: Stage) -> None:

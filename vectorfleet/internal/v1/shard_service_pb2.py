@@ -22,58 +22,71 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from vectorfleet.internal.v1 import backup_pb2 as vectorfleet_dot_internal_dot_v1_dot_backup__pb2
 from vectorfleet.internal.v1 import storage_pb2 as vectorfleet_dot_internal_dot_v1_dot_storage__pb2
 from vectorfleet.v1 import cluster_service_pb2 as vectorfleet_dot_v1_dot_cluster__service__pb2
 from vectorfleet.v1 import types_pb2 as vectorfleet_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n+vectorfleet/internal/v1/shard_service.proto\x12\x17vectorfleet.internal.v1\x1a%vectorfleet/internal/v1/storage.proto\x1a$vectorfleet/v1/cluster_service.proto\x1a\x1avectorfleet/v1/types.proto\"\x87\x01\n\x0cWriteRequest\x12\x16\n\x0e\x63ollection_uid\x18\x01 \x01(\t\x12\r\n\x05shard\x18\x02 \x01(\r\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12\x0c\n\x04term\x18\x04 \x01(\x04\x12\x33\n\x08mutation\x18\x05 \x01(\x0b\x32!.vectorfleet.internal.v1.Mutation\"0\n\rWriteResponse\x12\r\n\x05seqno\x18\x01 \x01(\x04\x12\x10\n\x08\x61\x66\x66\x65\x63ted\x18\x02 \x01(\x04\"\xfc\x01\n\rSearchRequest\x12\x16\n\x0e\x63ollection_uid\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x35\n\x07targets\x18\x03 \x03(\x0b\x32$.vectorfleet.internal.v1.ShardTarget\x12\x0f\n\x07vectors\x18\x04 \x01(\x0c\x12\x13\n\x0bquery_count\x18\x05 \x01(\r\x12\t\n\x01k\x18\x06 \x01(\r\x12\x0e\n\x06nprobe\x18\x07 \x01(\r\x12\x12\n\noversample\x18\x08 \x01(\x02\x12\r\n\x05\x65xact\x18\t \x01(\x08\x12\x14\n\x0cwith_payload\x18\n \x01(\x08\x12\x13\n\x0bwith_vector\x18\x0b \x01(\x08\"/\n\x0bShardTarget\x12\r\n\x05shard\x18\x01 \x01(\r\x12\x11\n\tmin_seqno\x18\x02 \x01(\x04\"G\n\x0eSearchResponse\x12\x35\n\x07results\x18\x01 \x03(\x0b\x32$.vectorfleet.internal.v1.ShardResult\"\x99\x01\n\x0bShardResult\x12\r\n\x05shard\x18\x01 \x01(\r\x12\x14\n\x0c\x65rror_reason\x18\x02 \x01(\t\x12\x15\n\rerror_message\x18\x03 \x01(\t\x12\x0e\n\x06\x63ounts\x18\x04 \x01(\x0c\x12\x0e\n\x06scores\x18\x05 \x01(\x0c\x12\x0b\n\x03ids\x18\x06 \x03(\t\x12\x10\n\x08payloads\x18\x07 \x03(\x0c\x12\x0f\n\x07vectors\x18\x08 \x01(\x0c\"f\n\x0c\x46\x65tchRequest\x12\x16\n\x0e\x63ollection_uid\x18\x01 \x01(\t\x12\r\n\x05shard\x18\x02 \x01(\r\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12\x0b\n\x03ids\x18\x04 \x03(\t\x12\x13\n\x0bwith_vector\x18\x05 \x01(\x08\"6\n\rFetchResponse\x12%\n\x06points\x18\x01 \x03(\x0b\x32\x15.vectorfleet.v1.Point\"y\n\x0bScanRequest\x12\x16\n\x0e\x63ollection_uid\x18\x01 \x01(\t\x12\r\n\x05shard\x18\x02 \x01(\r\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12\x10\n\x08\x61\x66ter_id\x18\x04 \x01(\t\x12\r\n\x05limit\x18\x05 \x01(\r\x12\x13\n\x0bwith_vector\x18\x06 \x01(\x08\"B\n\x0cScanResponse\x12%\n\x06points\x18\x01 \x03(\x0b\x32\x15.vectorfleet.v1.Point\x12\x0b\n\x03\x65nd\x18\x02 \x01(\x08\")\n\x0f\x44\x65scribeRequest\x12\x16\n\x0e\x63ollection_uid\x18\x01 \x01(\t\"\x84\x01\n\x10\x44\x65scribeResponse\x12\"\n\x04node\x18\x01 \x01(\x0b\x32\x14.vectorfleet.v1.Node\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12=\n\x08replicas\x18\x03 \x03(\x0b\x32+.vectorfleet.internal.v1.ReplicaDescription\"y\n\x12ReplicaDescription\x12\x16\n\x0e\x63ollection_uid\x18\x01 \x01(\t\x12\r\n\x05shard\x18\x02 \x01(\r\x12+\n\x05state\x18\x03 \x01(\x0b\x32\x1c.vectorfleet.v1.ReplicaState\x12\x0f\n\x07settled\x18\x04 \x01(\x08\"b\n\rSampleRequest\x12\x16\n\x0e\x63ollection_uid\x18\x01 \x01(\t\x12\r\n\x05shard\x18\x02 \x01(\r\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12\r\n\x05limit\x18\x04 \x01(\x04\x12\x0c\n\x04seed\x18\x05 \x01(\x04\"!\n\x0eSampleResponse\x12\x0f\n\x07vectors\x18\x01 \x01(\x0c\"=\n\x0cSampleSource\x12\r\n\x05shard\x18\x01 \x01(\r\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\r\n\x05limit\x18\x03 \x01(\x04\"\xd7\x01\n\x14TrainCodebookRequest\x12\x16\n\x0e\x63ollection_uid\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x0f\n\x07version\x18\x03 \x01(\r\x12\'\n\x04kind\x18\x04 \x01(\x0e\x32\x19.vectorfleet.v1.IndexKind\x12\r\n\x05nlist\x18\x05 \x01(\r\x12\t\n\x01m\x18\x06 \x01(\r\x12\x36\n\x07sources\x18\x07 \x03(\x0b\x32%.vectorfleet.internal.v1.SampleSource\x12\x0c\n\x04seed\x18\x08 \x01(\x04\"A\n\x15TrainCodebookResponse\x12\x10\n\x08\x63hecksum\x18\x01 \x01(\t\x12\x16\n\x0esampled_points\x18\x02 \x01(\x04\"?\n\x14\x46\x65tchCodebookRequest\x12\x16\n\x0e\x63ollection_uid\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\r\"&\n\x15\x46\x65tchCodebookResponse\x12\r\n\x05\x63hunk\x18\x01 \x01(\x0c\x32\x8e\x06\n\x0cShardService\x12V\n\x05Write\x12%.vectorfleet.internal.v1.WriteRequest\x1a&.vectorfleet.internal.v1.WriteResponse\x12Y\n\x06Search\x12&.vectorfleet.internal.v1.SearchRequest\x1a\'.vectorfleet.internal.v1.SearchResponse\x12V\n\x05\x46\x65tch\x12%.vectorfleet.internal.v1.FetchRequest\x1a&.vectorfleet.internal.v1.FetchResponse\x12S\n\x04Scan\x12$.vectorfleet.internal.v1.ScanRequest\x1a%.vectorfleet.internal.v1.ScanResponse\x12_\n\x08\x44\x65scribe\x12(.vectorfleet.internal.v1.DescribeRequest\x1a).vectorfleet.internal.v1.DescribeResponse\x12[\n\x06Sample\x12&.vectorfleet.internal.v1.SampleRequest\x1a\'.vectorfleet.internal.v1.SampleResponse0\x01\x12n\n\rTrainCodebook\x12-.vectorfleet.internal.v1.TrainCodebookRequest\x1a..vectorfleet.internal.v1.TrainCodebookResponse\x12p\n\rFetchCodebook\x12-.vectorfleet.internal.v1.FetchCodebookRequest\x1a..vectorfleet.internal.v1.FetchCodebookResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n+vectorfleet/internal/v1/shard_service.proto\x12\x17vectorfleet.internal.v1\x1a$vectorfleet/internal/v1/backup.proto\x1a%vectorfleet/internal/v1/storage.proto\x1a$vectorfleet/v1/cluster_service.proto\x1a\x1avectorfleet/v1/types.proto\"\x87\x01\n\x0cWriteRequest\x12\x16\n\x0e\x63ollection_uid\x18\x01 \x01(\t\x12\r\n\x05shard\x18\x02 \x01(\r\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12\x0c\n\x04term\x18\x04 \x01(\x04\x12\x33\n\x08mutation\x18\x05 \x01(\x0b\x32!.vectorfleet.internal.v1.Mutation\"0\n\rWriteResponse\x12\r\n\x05seqno\x18\x01 \x01(\x04\x12\x10\n\x08\x61\x66\x66\x65\x63ted\x18\x02 \x01(\x04\"\xfc\x01\n\rSearchRequest\x12\x16\n\x0e\x63ollection_uid\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x35\n\x07targets\x18\x03 \x03(\x0b\x32$.vectorfleet.internal.v1.ShardTarget\x12\x0f\n\x07vectors\x18\x04 \x01(\x0c\x12\x13\n\x0bquery_count\x18\x05 \x01(\r\x12\t\n\x01k\x18\x06 \x01(\r\x12\x0e\n\x06nprobe\x18\x07 \x01(\r\x12\x12\n\noversample\x18\x08 \x01(\x02\x12\r\n\x05\x65xact\x18\t \x01(\x08\x12\x14\n\x0cwith_payload\x18\n \x01(\x08\x12\x13\n\x0bwith_vector\x18\x0b \x01(\x08\"/\n\x0bShardTarget\x12\r\n\x05shard\x18\x01 \x01(\r\x12\x11\n\tmin_seqno\x18\x02 \x01(\x04\"G\n\x0eSearchResponse\x12\x35\n\x07results\x18\x01 \x03(\x0b\x32$.vectorfleet.internal.v1.ShardResult\"\x99\x01\n\x0bShardResult\x12\r\n\x05shard\x18\x01 \x01(\r\x12\x14\n\x0c\x65rror_reason\x18\x02 \x01(\t\x12\x15\n\rerror_message\x18\x03 \x01(\t\x12\x0e\n\x06\x63ounts\x18\x04 \x01(\x0c\x12\x0e\n\x06scores\x18\x05 \x01(\x0c\x12\x0b\n\x03ids\x18\x06 \x03(\t\x12\x10\n\x08payloads\x18\x07 \x03(\x0c\x12\x0f\n\x07vectors\x18\x08 \x01(\x0c\"f\n\x0c\x46\x65tchRequest\x12\x16\n\x0e\x63ollection_uid\x18\x01 \x01(\t\x12\r\n\x05shard\x18\x02 \x01(\r\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12\x0b\n\x03ids\x18\x04 \x03(\t\x12\x13\n\x0bwith_vector\x18\x05 \x01(\x08\"6\n\rFetchResponse\x12%\n\x06points\x18\x01 \x03(\x0b\x32\x15.vectorfleet.v1.Point\"y\n\x0bScanRequest\x12\x16\n\x0e\x63ollection_uid\x18\x01 \x01(\t\x12\r\n\x05shard\x18\x02 \x01(\r\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12\x10\n\x08\x61\x66ter_id\x18\x04 \x01(\t\x12\r\n\x05limit\x18\x05 \x01(\r\x12\x13\n\x0bwith_vector\x18\x06 \x01(\x08\"B\n\x0cScanResponse\x12%\n\x06points\x18\x01 \x03(\x0b\x32\x15.vectorfleet.v1.Point\x12\x0b\n\x03\x65nd\x18\x02 \x01(\x08\")\n\x0f\x44\x65scribeRequest\x12\x16\n\x0e\x63ollection_uid\x18\x01 \x01(\t\"\x84\x01\n\x10\x44\x65scribeResponse\x12\"\n\x04node\x18\x01 \x01(\x0b\x32\x14.vectorfleet.v1.Node\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12=\n\x08replicas\x18\x03 \x03(\x0b\x32+.vectorfleet.internal.v1.ReplicaDescription\"\xca\x01\n\x12ReplicaDescription\x12\x16\n\x0e\x63ollection_uid\x18\x01 \x01(\t\x12\r\n\x05shard\x18\x02 \x01(\r\x12+\n\x05state\x18\x03 \x01(\x0b\x32\x1c.vectorfleet.v1.ReplicaState\x12\x0f\n\x07settled\x18\x04 \x01(\x08\x12\x16\n\x0e\x66\x61ilure_reason\x18\x05 \x01(\t\x12\x1b\n\x13restore_bytes_total\x18\x06 \x01(\x04\x12\x1a\n\x12restore_bytes_done\x18\x07 \x01(\x04\"b\n\rSampleRequest\x12\x16\n\x0e\x63ollection_uid\x18\x01 \x01(\t\x12\r\n\x05shard\x18\x02 \x01(\r\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12\r\n\x05limit\x18\x04 \x01(\x04\x12\x0c\n\x04seed\x18\x05 \x01(\x04\"!\n\x0eSampleResponse\x12\x0f\n\x07vectors\x18\x01 \x01(\x0c\"=\n\x0cSampleSource\x12\r\n\x05shard\x18\x01 \x01(\r\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\r\n\x05limit\x18\x03 \x01(\x04\"\xd7\x01\n\x14TrainCodebookRequest\x12\x16\n\x0e\x63ollection_uid\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x0f\n\x07version\x18\x03 \x01(\r\x12\'\n\x04kind\x18\x04 \x01(\x0e\x32\x19.vectorfleet.v1.IndexKind\x12\r\n\x05nlist\x18\x05 \x01(\r\x12\t\n\x01m\x18\x06 \x01(\r\x12\x36\n\x07sources\x18\x07 \x03(\x0b\x32%.vectorfleet.internal.v1.SampleSource\x12\x0c\n\x04seed\x18\x08 \x01(\x04\"A\n\x15TrainCodebookResponse\x12\x10\n\x08\x63hecksum\x18\x01 \x01(\t\x12\x16\n\x0esampled_points\x18\x02 \x01(\x04\"?\n\x14\x46\x65tchCodebookRequest\x12\x16\n\x0e\x63ollection_uid\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\r\"&\n\x15\x46\x65tchCodebookResponse\x12\r\n\x05\x63hunk\x18\x01 \x01(\x0c\"\x94\x01\n\x12\x42\x61\x63kUpShardRequest\x12\x16\n\x0e\x63ollection_uid\x18\x01 \x01(\t\x12\r\n\x05shard\x18\x02 \x01(\r\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12\x13\n\x0b\x64\x65stination\x18\x04 \x01(\t\x12\x18\n\x10\x63odebook_version\x18\x05 \x01(\r\x12\x19\n\x11\x63odebook_checksum\x18\x06 \x01(\t\"\x9e\x01\n\x13\x42\x61\x63kUpShardResponse\x12\x13\n\x0b\x62ytes_total\x18\x01 \x01(\x04\x12\x12\n\nbytes_done\x18\x02 \x01(\x04\x12\x14\n\x0c\x62ytes_reused\x18\x03 \x01(\x04\x12\x33\n\x05shard\x18\x04 \x01(\x0b\x32$.vectorfleet.internal.v1.ShardBackup\x12\x13\n\x0bnew_objects\x18\x05 \x01(\x04\"d\n\x12WriteBackupRequest\x12\x13\n\x0b\x64\x65stination\x18\x01 \x01(\t\x12\x39\n\x08manifest\x18\x02 \x01(\x0b\x32\'.vectorfleet.internal.v1.BackupManifest\"\x15\n\x13WriteBackupResponse\"3\n\x11ReadBackupRequest\x12\x0e\n\x06source\x18\x01 \x01(\t\x12\x0e\n\x06\x62\x61\x63kup\x18\x02 \x01(\t\"O\n\x12ReadBackupResponse\x12\x39\n\x08manifest\x18\x01 \x01(\x0b\x32\'.vectorfleet.internal.v1.BackupManifest2\xcb\x08\n\x0cShardService\x12V\n\x05Write\x12%.vectorfleet.internal.v1.WriteRequest\x1a&.vectorfleet.internal.v1.WriteResponse\x12Y\n\x06Search\x12&.vectorfleet.internal.v1.SearchRequest\x1a\'.vectorfleet.internal.v1.SearchResponse\x12V\n\x05\x46\x65tch\x12%.vectorfleet.internal.v1.FetchRequest\x1a&.vectorfleet.internal.v1.FetchResponse\x12S\n\x04Scan\x12$.vectorfleet.internal.v1.ScanRequest\x1a%.vectorfleet.internal.v1.ScanResponse\x12_\n\x08\x44\x65scribe\x12(.vectorfleet.internal.v1.DescribeRequest\x1a).vectorfleet.internal.v1.DescribeResponse\x12[\n\x06Sample\x12&.vectorfleet.internal.v1.SampleRequest\x1a\'.vectorfleet.internal.v1.SampleResponse0\x01\x12n\n\rTrainCodebook\x12-.vectorfleet.internal.v1.TrainCodebookRequest\x1a..vectorfleet.internal.v1.TrainCodebookResponse\x12p\n\rFetchCodebook\x12-.vectorfleet.internal.v1.FetchCodebookRequest\x1a..vectorfleet.internal.v1.FetchCodebookResponse0\x01\x12j\n\x0b\x42\x61\x63kUpShard\x12+.vectorfleet.internal.v1.BackUpShardRequest\x1a,.vectorfleet.internal.v1.BackUpShardResponse0\x01\x12h\n\x0bWriteBackup\x12+.vectorfleet.internal.v1.WriteBackupRequest\x1a,.vectorfleet.internal.v1.WriteBackupResponse\x12\x65\n\nReadBackup\x12*.vectorfleet.internal.v1.ReadBackupRequest\x1a+.vectorfleet.internal.v1.ReadBackupResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'vectorfleet.internal.v1.shard_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_WRITEREQUEST']._serialized_start=178
-  _globals['_WRITEREQUEST']._serialized_end=313
-  _globals['_WRITERESPONSE']._serialized_start=315
-  _globals['_WRITERESPONSE']._serialized_end=363
-  _globals['_SEARCHREQUEST']._serialized_start=366
-  _globals['_SEARCHREQUEST']._serialized_end=618
-  _globals['_SHARDTARGET']._serialized_start=620
-  _globals['_SHARDTARGET']._serialized_end=667
-  _globals['_SEARCHRESPONSE']._serialized_start=669
-  _globals['_SEARCHRESPONSE']._serialized_end=740
-  _globals['_SHARDRESULT']._serialized_start=743
-  _globals['_SHARDRESULT']._serialized_end=896
-  _globals['_FETCHREQUEST']._serialized_start=898
-  _globals['_FETCHREQUEST']._serialized_end=1000
-  _globals['_FETCHRESPONSE']._serialized_start=1002
-  _globals['_FETCHRESPONSE']._serialized_end=1056
-  _globals['_SCANREQUEST']._serialized_start=1058
-  _globals['_SCANREQUEST']._serialized_end=1179
-  _globals['_SCANRESPONSE']._serialized_start=1181
-  _globals['_SCANRESPONSE']._serialized_end=1247
-  _globals['_DESCRIBEREQUEST']._serialized_start=1249
-  _globals['_DESCRIBEREQUEST']._serialized_end=1290
-  _globals['_DESCRIBERESPONSE']._serialized_start=1293
-  _globals['_DESCRIBERESPONSE']._serialized_end=1425
-  _globals['_REPLICADESCRIPTION']._serialized_start=1427
-  _globals['_REPLICADESCRIPTION']._serialized_end=1548
-  _globals['_SAMPLEREQUEST']._serialized_start=1550
-  _globals['_SAMPLEREQUEST']._serialized_end=1648
-  _globals['_SAMPLERESPONSE']._serialized_start=1650
-  _globals['_SAMPLERESPONSE']._serialized_end=1683
-  _globals['_SAMPLESOURCE']._serialized_start=1685
-  _globals['_SAMPLESOURCE']._serialized_end=1746
-  _globals['_TRAINCODEBOOKREQUEST']._serialized_start=1749
-  _globals['_TRAINCODEBOOKREQUEST']._serialized_end=1964
-  _globals['_TRAINCODEBOOKRESPONSE']._serialized_start=1966
-  _globals['_TRAINCODEBOOKRESPONSE']._serialized_end=2031
-  _globals['_FETCHCODEBOOKREQUEST']._serialized_start=2033
-  _globals['_FETCHCODEBOOKREQUEST']._serialized_end=2096
-  _globals['_FETCHCODEBOOKRESPONSE']._serialized_start=2098
-  _globals['_FETCHCODEBOOKRESPONSE']._serialized_end=2136
-  _globals['_SHARDSERVICE']._serialized_start=2139
-  _globals['_SHARDSERVICE']._serialized_end=2921
+  _globals['_WRITEREQUEST']._serialized_start=216
+  _globals['_WRITEREQUEST']._serialized_end=351
+  _globals['_WRITERESPONSE']._serialized_start=353
+  _globals['_WRITERESPONSE']._serialized_end=401
+  _globals['_SEARCHREQUEST']._serialized_start=404
+  _globals['_SEARCHREQUEST']._serialized_end=656
+  _globals['_SHARDTARGET']._serialized_start=658
+  _globals['_SHARDTARGET']._serialized_end=705
+  _globals['_SEARCHRESPONSE']._serialized_start=707
+  _globals['_SEARCHRESPONSE']._serialized_end=778
+  _globals['_SHARDRESULT']._serialized_start=781
+  _globals['_SHARDRESULT']._serialized_end=934
+  _globals['_FETCHREQUEST']._serialized_start=936
+  _globals['_FETCHREQUEST']._serialized_end=1038
+  _globals['_FETCHRESPONSE']._serialized_start=1040
+  _globals['_FETCHRESPONSE']._serialized_end=1094
+  _globals['_SCANREQUEST']._serialized_start=1096
+  _globals['_SCANREQUEST']._serialized_end=1217
+  _globals['_SCANRESPONSE']._serialized_start=1219
+  _globals['_SCANRESPONSE']._serialized_end=1285
+  _globals['_DESCRIBEREQUEST']._serialized_start=1287
+  _globals['_DESCRIBEREQUEST']._serialized_end=1328
+  _globals['_DESCRIBERESPONSE']._serialized_start=1331
+  _globals['_DESCRIBERESPONSE']._serialized_end=1463
+  _globals['_REPLICADESCRIPTION']._serialized_start=1466
+  _globals['_REPLICADESCRIPTION']._serialized_end=1668
+  _globals['_SAMPLEREQUEST']._serialized_start=1670
+  _globals['_SAMPLEREQUEST']._serialized_end=1768
+  _globals['_SAMPLERESPONSE']._serialized_start=1770
+  _globals['_SAMPLERESPONSE']._serialized_end=1803
+  _globals['_SAMPLESOURCE']._serialized_start=1805
+  _globals['_SAMPLESOURCE']._serialized_end=1866
+  _globals['_TRAINCODEBOOKREQUEST']._serialized_start=1869
+  _globals['_TRAINCODEBOOKREQUEST']._serialized_end=2084
+  _globals['_TRAINCODEBOOKRESPONSE']._serialized_start=2086
+  _globals['_TRAINCODEBOOKRESPONSE']._serialized_end=2151
+  _globals['_FETCHCODEBOOKREQUEST']._serialized_start=2153
+  _globals['_FETCHCODEBOOKREQUEST']._serialized_end=2216
+  _globals['_FETCHCODEBOOKRESPONSE']._serialized_start=2218
+  _globals['_FETCHCODEBOOKRESPONSE']._serialized_end=2256
+  _globals['_BACKUPSHARDREQUEST']._serialized_start=2259
+  _globals['_BACKUPSHARDREQUEST']._serialized_end=2407
+  _globals['_BACKUPSHARDRESPONSE']._serialized_start=2410
+  _globals['_BACKUPSHARDRESPONSE']._serialized_end=2568
+  _globals['_WRITEBACKUPREQUEST']._serialized_start=2570
+  _globals['_WRITEBACKUPREQUEST']._serialized_end=2670
+  _globals['_WRITEBACKUPRESPONSE']._serialized_start=2672
+  _globals['_WRITEBACKUPRESPONSE']._serialized_end=2693
+  _globals['_READBACKUPREQUEST']._serialized_start=2695
+  _globals['_READBACKUPREQUEST']._serialized_end=2746
+  _globals['_READBACKUPRESPONSE']._serialized_start=2748
+  _globals['_READBACKUPRESPONSE']._serialized_end=2827
+  _globals['_SHARDSERVICE']._serialized_start=2830
+  _globals['_SHARDSERVICE']._serialized_end=3929
 # @@protoc_insertion_point(module_scope)

@@ -7,6 +7,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from vectorfleet.internal.v1 import backup_pb2 as _backup_pb2
 from vectorfleet.internal.v1 import storage_pb2 as _storage_pb2
 from vectorfleet.v1 import cluster_service_pb2 as _cluster_service_pb2
 from vectorfleet.v1 import types_pb2 as _types_pb2
@@ -395,10 +396,18 @@ class ReplicaDescription(_message.Message):
     SHARD_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
     SETTLED_FIELD_NUMBER: _builtins.int
+    FAILURE_REASON_FIELD_NUMBER: _builtins.int
+    RESTORE_BYTES_TOTAL_FIELD_NUMBER: _builtins.int
+    RESTORE_BYTES_DONE_FIELD_NUMBER: _builtins.int
     collection_uid: _builtins.str
     shard: _builtins.int
     settled: _builtins.bool
     """True: nothing is left to seal, encode or merge."""
+    failure_reason: _builtins.str
+    """Empty: it has not failed. Otherwise a reason of docs/errors.md."""
+    restore_bytes_total: _builtins.int
+    """Bytes of a backup that it consists of, and those of them that are here; 0: it was not restored since the node started."""
+    restore_bytes_done: _builtins.int
     @_builtins.property
     def state(self) -> _cluster_service_pb2.ReplicaState: ...
     def __init__(
@@ -408,10 +417,13 @@ class ReplicaDescription(_message.Message):
         shard: _builtins.int = ...,
         state: _cluster_service_pb2.ReplicaState | None = ...,
         settled: _builtins.bool = ...,
+        failure_reason: _builtins.str = ...,
+        restore_bytes_total: _builtins.int = ...,
+        restore_bytes_done: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["state", b"state"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection_uid", b"collection_uid", "settled", b"settled", "shard", b"shard", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection_uid", b"collection_uid", "failure_reason", b"failure_reason", "restore_bytes_done", b"restore_bytes_done", "restore_bytes_total", b"restore_bytes_total", "settled", b"settled", "shard", b"shard", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -598,3 +610,153 @@ class FetchCodebookResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___FetchCodebookResponse: _TypeAlias = FetchCodebookResponse  # noqa: Y015
+
+@_typing.final
+class BackUpShardRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COLLECTION_UID_FIELD_NUMBER: _builtins.int
+    SHARD_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
+    DESTINATION_FIELD_NUMBER: _builtins.int
+    CODEBOOK_VERSION_FIELD_NUMBER: _builtins.int
+    CODEBOOK_CHECKSUM_FIELD_NUMBER: _builtins.int
+    collection_uid: _builtins.str
+    shard: _builtins.int
+    epoch: _builtins.int
+    destination: _builtins.str
+    codebook_version: _builtins.int
+    """The codebook that goes with the backup; codes under any other are left out. 0: none."""
+    codebook_checksum: _builtins.str
+    def __init__(
+        self,
+        *,
+        collection_uid: _builtins.str = ...,
+        shard: _builtins.int = ...,
+        epoch: _builtins.int = ...,
+        destination: _builtins.str = ...,
+        codebook_version: _builtins.int = ...,
+        codebook_checksum: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["codebook_checksum", b"codebook_checksum", "codebook_version", b"codebook_version", "collection_uid", b"collection_uid", "destination", b"destination", "epoch", b"epoch", "shard", b"shard"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BackUpShardRequest: _TypeAlias = BackUpShardRequest  # noqa: Y015
+
+@_typing.final
+class BackUpShardResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BYTES_TOTAL_FIELD_NUMBER: _builtins.int
+    BYTES_DONE_FIELD_NUMBER: _builtins.int
+    BYTES_REUSED_FIELD_NUMBER: _builtins.int
+    SHARD_FIELD_NUMBER: _builtins.int
+    NEW_OBJECTS_FIELD_NUMBER: _builtins.int
+    bytes_total: _builtins.int
+    bytes_done: _builtins.int
+    bytes_reused: _builtins.int
+    new_objects: _builtins.int
+    @_builtins.property
+    def shard(self) -> _backup_pb2.ShardBackup:
+        """In the last message alone."""
+
+    def __init__(
+        self,
+        *,
+        bytes_total: _builtins.int = ...,
+        bytes_done: _builtins.int = ...,
+        bytes_reused: _builtins.int = ...,
+        shard: _backup_pb2.ShardBackup | None = ...,
+        new_objects: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["shard", b"shard"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_done", b"bytes_done", "bytes_reused", b"bytes_reused", "bytes_total", b"bytes_total", "new_objects", b"new_objects", "shard", b"shard"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BackUpShardResponse: _TypeAlias = BackUpShardResponse  # noqa: Y015
+
+@_typing.final
+class WriteBackupRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DESTINATION_FIELD_NUMBER: _builtins.int
+    MANIFEST_FIELD_NUMBER: _builtins.int
+    destination: _builtins.str
+    @_builtins.property
+    def manifest(self) -> _backup_pb2.BackupManifest: ...
+    def __init__(
+        self,
+        *,
+        destination: _builtins.str = ...,
+        manifest: _backup_pb2.BackupManifest | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["manifest", b"manifest"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["destination", b"destination", "manifest", b"manifest"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WriteBackupRequest: _TypeAlias = WriteBackupRequest  # noqa: Y015
+
+@_typing.final
+class WriteBackupResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WriteBackupResponse: _TypeAlias = WriteBackupResponse  # noqa: Y015
+
+@_typing.final
+class ReadBackupRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SOURCE_FIELD_NUMBER: _builtins.int
+    BACKUP_FIELD_NUMBER: _builtins.int
+    source: _builtins.str
+    backup: _builtins.str
+    """Empty: the newest."""
+    def __init__(
+        self,
+        *,
+        source: _builtins.str = ...,
+        backup: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backup", b"backup", "source", b"source"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReadBackupRequest: _TypeAlias = ReadBackupRequest  # noqa: Y015
+
+@_typing.final
+class ReadBackupResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MANIFEST_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def manifest(self) -> _backup_pb2.BackupManifest: ...
+    def __init__(
+        self,
+        *,
+        manifest: _backup_pb2.BackupManifest | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["manifest", b"manifest"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["manifest", b"manifest"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReadBackupResponse: _TypeAlias = ReadBackupResponse  # noqa: Y015

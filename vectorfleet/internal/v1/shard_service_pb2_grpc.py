@@ -79,6 +79,21 @@ class ShardServiceStub(object):
                 request_serializer=vectorfleet_dot_internal_dot_v1_dot_shard__service__pb2.FetchCodebookRequest.SerializeToString,
                 response_deserializer=vectorfleet_dot_internal_dot_v1_dot_shard__service__pb2.FetchCodebookResponse.FromString,
                 _registered_method=True)
+        self.BackUpShard = channel.unary_stream(
+                '/vectorfleet.internal.v1.ShardService/BackUpShard',
+                request_serializer=vectorfleet_dot_internal_dot_v1_dot_shard__service__pb2.BackUpShardRequest.SerializeToString,
+                response_deserializer=vectorfleet_dot_internal_dot_v1_dot_shard__service__pb2.BackUpShardResponse.FromString,
+                _registered_method=True)
+        self.WriteBackup = channel.unary_unary(
+                '/vectorfleet.internal.v1.ShardService/WriteBackup',
+                request_serializer=vectorfleet_dot_internal_dot_v1_dot_shard__service__pb2.WriteBackupRequest.SerializeToString,
+                response_deserializer=vectorfleet_dot_internal_dot_v1_dot_shard__service__pb2.WriteBackupResponse.FromString,
+                _registered_method=True)
+        self.ReadBackup = channel.unary_unary(
+                '/vectorfleet.internal.v1.ShardService/ReadBackup',
+                request_serializer=vectorfleet_dot_internal_dot_v1_dot_shard__service__pb2.ReadBackupRequest.SerializeToString,
+                response_deserializer=vectorfleet_dot_internal_dot_v1_dot_shard__service__pb2.ReadBackupResponse.FromString,
+                _registered_method=True)
 
 
 class ShardServiceServicer(object):
@@ -145,6 +160,27 @@ class ShardServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def BackUpShard(self, request, context):
+        """Copies one shard, as it is at one moment, to a backup's destination. Streams how far it is; the last message carries `shard`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WriteBackup(self, request, context):
+        """Writes the manifest of a backup whose shards are all there: from now on it exists.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReadBackup(self, request, context):
+        """Reads the manifest of a backup.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ShardServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -187,6 +223,21 @@ def add_ShardServiceServicer_to_server(servicer, server):
                     servicer.FetchCodebook,
                     request_deserializer=vectorfleet_dot_internal_dot_v1_dot_shard__service__pb2.FetchCodebookRequest.FromString,
                     response_serializer=vectorfleet_dot_internal_dot_v1_dot_shard__service__pb2.FetchCodebookResponse.SerializeToString,
+            ),
+            'BackUpShard': grpc.unary_stream_rpc_method_handler(
+                    servicer.BackUpShard,
+                    request_deserializer=vectorfleet_dot_internal_dot_v1_dot_shard__service__pb2.BackUpShardRequest.FromString,
+                    response_serializer=vectorfleet_dot_internal_dot_v1_dot_shard__service__pb2.BackUpShardResponse.SerializeToString,
+            ),
+            'WriteBackup': grpc.unary_unary_rpc_method_handler(
+                    servicer.WriteBackup,
+                    request_deserializer=vectorfleet_dot_internal_dot_v1_dot_shard__service__pb2.WriteBackupRequest.FromString,
+                    response_serializer=vectorfleet_dot_internal_dot_v1_dot_shard__service__pb2.WriteBackupResponse.SerializeToString,
+            ),
+            'ReadBackup': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReadBackup,
+                    request_deserializer=vectorfleet_dot_internal_dot_v1_dot_shard__service__pb2.ReadBackupRequest.FromString,
+                    response_serializer=vectorfleet_dot_internal_dot_v1_dot_shard__service__pb2.ReadBackupResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -410,6 +461,87 @@ class ShardService(object):
             '/vectorfleet.internal.v1.ShardService/FetchCodebook',
             vectorfleet_dot_internal_dot_v1_dot_shard__service__pb2.FetchCodebookRequest.SerializeToString,
             vectorfleet_dot_internal_dot_v1_dot_shard__service__pb2.FetchCodebookResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BackUpShard(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/vectorfleet.internal.v1.ShardService/BackUpShard',
+            vectorfleet_dot_internal_dot_v1_dot_shard__service__pb2.BackUpShardRequest.SerializeToString,
+            vectorfleet_dot_internal_dot_v1_dot_shard__service__pb2.BackUpShardResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WriteBackup(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/vectorfleet.internal.v1.ShardService/WriteBackup',
+            vectorfleet_dot_internal_dot_v1_dot_shard__service__pb2.WriteBackupRequest.SerializeToString,
+            vectorfleet_dot_internal_dot_v1_dot_shard__service__pb2.WriteBackupResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReadBackup(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/vectorfleet.internal.v1.ShardService/ReadBackup',
+            vectorfleet_dot_internal_dot_v1_dot_shard__service__pb2.ReadBackupRequest.SerializeToString,
+            vectorfleet_dot_internal_dot_v1_dot_shard__service__pb2.ReadBackupResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -54,6 +54,12 @@ class ShardServiceStub:
     """Trains the collection's next codebook from samples that this node gathers, and keeps it for others to fetch."""
     FetchCodebook: _grpc.UnaryStreamMultiCallable[_shard_service_pb2.FetchCodebookRequest, _shard_service_pb2.FetchCodebookResponse]
     """Streams a codebook file."""
+    BackUpShard: _grpc.UnaryStreamMultiCallable[_shard_service_pb2.BackUpShardRequest, _shard_service_pb2.BackUpShardResponse]
+    """Copies one shard, as it is at one moment, to a backup's destination. Streams how far it is; the last message carries `shard`."""
+    WriteBackup: _grpc.UnaryUnaryMultiCallable[_shard_service_pb2.WriteBackupRequest, _shard_service_pb2.WriteBackupResponse]
+    """Writes the manifest of a backup whose shards are all there: from now on it exists."""
+    ReadBackup: _grpc.UnaryUnaryMultiCallable[_shard_service_pb2.ReadBackupRequest, _shard_service_pb2.ReadBackupResponse]
+    """Reads the manifest of a backup."""
 
 @_typing.type_check_only
 class ShardServiceAsyncStub(ShardServiceStub):
@@ -81,6 +87,12 @@ class ShardServiceAsyncStub(ShardServiceStub):
     """Trains the collection's next codebook from samples that this node gathers, and keeps it for others to fetch."""
     FetchCodebook: _aio.UnaryStreamMultiCallable[_shard_service_pb2.FetchCodebookRequest, _shard_service_pb2.FetchCodebookResponse]  # type: ignore[assignment]
     """Streams a codebook file."""
+    BackUpShard: _aio.UnaryStreamMultiCallable[_shard_service_pb2.BackUpShardRequest, _shard_service_pb2.BackUpShardResponse]  # type: ignore[assignment]
+    """Copies one shard, as it is at one moment, to a backup's destination. Streams how far it is; the last message carries `shard`."""
+    WriteBackup: _aio.UnaryUnaryMultiCallable[_shard_service_pb2.WriteBackupRequest, _shard_service_pb2.WriteBackupResponse]  # type: ignore[assignment]
+    """Writes the manifest of a backup whose shards are all there: from now on it exists."""
+    ReadBackup: _aio.UnaryUnaryMultiCallable[_shard_service_pb2.ReadBackupRequest, _shard_service_pb2.ReadBackupResponse]  # type: ignore[assignment]
+    """Reads the manifest of a backup."""
 
 class ShardServiceServicer(metaclass=_abc_1.ABCMeta):
     """What routers, the controller and other nodes ask of a shard server.
@@ -153,5 +165,29 @@ class ShardServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_shard_service_pb2.FetchCodebookResponse], _abc.AsyncIterator[_shard_service_pb2.FetchCodebookResponse]]:
         """Streams a codebook file."""
+
+    @_abc_1.abstractmethod
+    def BackUpShard(
+        self,
+        request: _shard_service_pb2.BackUpShardRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_shard_service_pb2.BackUpShardResponse], _abc.AsyncIterator[_shard_service_pb2.BackUpShardResponse]]:
+        """Copies one shard, as it is at one moment, to a backup's destination. Streams how far it is; the last message carries `shard`."""
+
+    @_abc_1.abstractmethod
+    def WriteBackup(
+        self,
+        request: _shard_service_pb2.WriteBackupRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_shard_service_pb2.WriteBackupResponse, _abc.Awaitable[_shard_service_pb2.WriteBackupResponse]]:
+        """Writes the manifest of a backup whose shards are all there: from now on it exists."""
+
+    @_abc_1.abstractmethod
+    def ReadBackup(
+        self,
+        request: _shard_service_pb2.ReadBackupRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_shard_service_pb2.ReadBackupResponse, _abc.Awaitable[_shard_service_pb2.ReadBackupResponse]]:
+        """Reads the manifest of a backup."""
 
 def add_ShardServiceServicer_to_server(servicer: ShardServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

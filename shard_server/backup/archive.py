@@ -1,0 +1,228 @@
+"""What this node does for backups: copies snapshots out and restored shards in, and reads and writes manifests.
+
+The blocking parts run in threads of their own pool; the event loop watches and cancels them. Each place is checked against this
+node's roots, whoever named it: a router's caller, or the shard map.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from shard_server.backup import layout
+from shard_server.backup.places import Roots
+from shard_server.backup.stores import ObjectStore, open_store
+from shard_server.backup.transfer import MANIFEST_BYTES_MAX, Transfer, download_shard, upload_shard
+from shard_server.codebook_store import CodebookStore
+from shard_server.durable import sync_folder
+from shard_server.hosted import HostedReplica
+from shard_server.threads import WorkPool
+from vectorfleet.cluster.shard_map import CollectionRecord, RestoreRecord
+from vectorfleet.errors import DataLoss, NotFound, Unavailable
+from vectorfleet.internal.v1 import backup_pb2
+from vectorfleet.internal.v1 import shard_service_pb2 as pb
+
+if TYPE_CHECKING:
+    from shard_server.engine.replica import Replica
+    from shard_server.engine.snapshot import Snapshot
+
+Adopt = Callable[[Path, CollectionRecord, int], None]
+"""(directory, collection, shard); blocks."""
+
+TELL_S: Final = 0.25
+"""How often a router hears how far a copy is."""
+CLOSE_TIMEOUT_S: Final = 5.0
+_log = logging.getLogger(__name__)
+
+
+class Archive:
+    """One node's part in backups. Used from one event loop."""
+
+    def __init__(
+        self, node_id: str, roots: Roots, codebooks: CodebookStore, adopt: Adopt, snapshots: WorkPool, copies: WorkPool
+    ) -> None:
+        """Does nothing by itself.
+
+        Args:
+            node_id: for messages.
+            roots: where this node may read and write backups.
+            codebooks: the files of codebooks, which go with backups and come from them.
+            adopt: makes restored files those of a shard of a collection.
+            snapshots: threads that hold up writers for a moment, and must not be slow.
+            copies: threads for all that waits for the destination.
+        """
+        self._node_id = node_id
+        self._roots = roots
+        self._codebooks = codebooks
+        self._adopt = adopt
+        self._snapshots = snapshots
+        self._copies = copies
+        self._running: dict[asyncio.Task[backup_pb2.ShardBackup], Transfer] = {}
+
+    # ------------------------------------------------------------------ out
+
+    async def back_up(
+        self, held: HostedReplica, request: pb.BackUpShardRequest
+    ) -> AsyncIterator[pb.BackUpShardResponse]:
+        """Copies one replica as it is now; yields how far it is, and at last what was copied.
+
+        Raises:
+            FailedPrecondition: DESTINATION_REFUSED.
+            DataLoss: a file of the replica is damaged.
+            VectorfleetError: as the replica's and the store's.
+        """
+        place = self._roots.admit(request.destination, self._node_id)
+        transfer = Transfer()
+        task = asyncio.get_running_loop().create_task(
+            self._copy(held, place, request, transfer), name=f"backing up {held.name}"
+        )
+        self._running[task] = transfer
+        task.add_done_callback(self._ended)
+        try:
+            while not task.done():
+                yield _told(transfer)
+                await asyncio.wait([task], timeout=TELL_S)
+            copied = task.result()
+            yield _told(transfer, copied)
+        finally:
+            # Nobody listens any more, or it is done. The copy is not cancelled as a task: it removes its snapshot itself.
+            transfer.cancel()
+
+    async def _copy(
+        self, held: HostedReplica, place: str, request: pb.BackUpShardRequest, transfer: Transfer
+    ) -> backup_pb2.ShardBackup:
+        version = request.codebook_version
+        snapshot = await held.run(self._snapshots, None, _snapshot, version)
+        try:
+            return await self._copies.run(self._upload, place, snapshot, version, request.codebook_checksum, transfer)
+        finally:
+            await self._copies.run(snapshot.remove)
+
+    def _ended(self, task: asyncio.Task[backup_pb2.ShardBackup]) -> None:
+        self._running.pop(task, None)
+        if not task.cancelled():
+            task.exception()  # whoever waits for it gets it; nobody need wait
+
+    def _upload(
+        self, place: str, snapshot: Snapshot, version: int, checksum: str, transfer: Transfer
+    ) -> backup_pb2.ShardBackup:
+        codebook = self._codebooks.load(snapshot.collection_uid, version, checksum) if version else None
+        if version and codebook is None:
+            raise Unavailable(f"node {self._node_id} does not have codebook {version} yet: try again")
+        return upload_shard(open_store(place), snapshot, codebook, transfer)
+
+    # ------------------------------------------------------------------ manifests
+
+    async def write(self, place: str, manifest: backup_pb2.BackupManifest) -> None:
+        """Writes a backup's manifest: from now on it exists."""
+        admitted = self._roots.admit(place, self._node_id)
+        key = layout.manifest_key(manifest.id)
+        await self._copies.run(lambda: open_store(admitted).put(key, layout.write_manifest(manifest)))
+
+    async def read(self, place: str, backup: str) -> backup_pb2.BackupManifest:
+        """Reads the manifest of a backup, or of the newest one.
+
+        Raises:
+            NotFound: BACKUP_NOT_FOUND.
+            DataLoss: BACKUP_DAMAGED.
+            FailedPrecondition: DESTINATION_REFUSED, BACKUP_FORMAT_UNKNOWN.
+        """
+        admitted = self._roots.admit(place, self._node_id)
+        return await self._copies.run(lambda: _read(open_store(admitted), admitted, backup))
+
+    # ------------------------------------------------------------------ in
+
+    async def restore(self, record: CollectionRecord, shard: int, directory: Path, transfer: Transfer) -> int:
+        """Fetches the files of one shard into a directory that does not exist yet; it has them all when it exists.
+
+        Args:
+            record: the collection, which is being restored.
+            shard: its number.
+            directory: the replica's.
+            transfer: is told how far it is, and may be cancelled.
+
+        Returns:
+            The last seqno that the replica must hold.
+
+        Raises:
+            DataLoss: BACKUP_DAMAGED.
+            VectorfleetError: as `read`'s and the store's.
+        """
+        source = record.restoring
+        assert source is not None
+        place = self._roots.admit(source.source, self._node_id)
+        return await self._copies.run(self._download, place, source, record, shard, directory, transfer)
+
+    def _download(
+        self,
+        place: str,
+        source: RestoreRecord,
+        record: CollectionRecord,
+        shard: int,
+        directory: Path,
+        transfer: Transfer,
+    ) -> int:
+        store = open_store(place)
+        manifest = _read(store, place, source.backup)
+        found = [
+            kept for one in manifest.collections if one.uid == source.uid for kept in one.shards if kept.shard == shard
+        ]
+        if not found:
+            raise DataLoss(
+                f"backup {manifest.id} lacks shard {shard} of collection {source.uid}", reason="BACKUP_DAMAGED"
+            )
+        book = record.codebook
+
+        def save_codebook(content: bytes) -> None:
+            if book is not None:
+                self._codebooks.save(record.uid, book.version, content)
+
+        building = directory.with_name(f"{directory.name}.restoring")
+        download_shard(store, found[0], building, save_codebook, transfer)
+        self._adopt(building, record, shard)
+        building.rename(directory)
+        sync_folder(directory.parent)
+        return found[0].seqno
+
+    # ------------------------------------------------------------------ the end
+
+    async def close(self) -> None:
+        """Ends the copies that run."""
+        for transfer in self._running.values():
+            transfer.cancel()
+        if self._running:
+            await asyncio.wait(self._running, timeout=CLOSE_TIMEOUT_S)
+
+
+def _snapshot(replica: Replica, codebook_version: int) -> Snapshot:
+    return replica.snapshot(codebook_version)
+
+
+def _told(transfer: Transfer, copied: backup_pb2.ShardBackup | None = None) -> pb.BackUpShardResponse:
+    return pb.BackUpShardResponse(
+        bytes_total=transfer.bytes_total,
+        bytes_done=transfer.bytes_done,
+        bytes_reused=transfer.bytes_reused,
+        new_objects=transfer.new_objects,
+        shard=copied,
+    )
+
+
+def _read(store: ObjectStore, place: str, backup: str) -> backup_pb2.BackupManifest:
+    there = layout.backup_ids(store.sizes(layout.BACKUPS))
+    if not there:
+        raise NotFound(f"there is no complete backup in {place}", reason="BACKUP_NOT_FOUND")
+    wanted = backup or there[-1]
+    key = layout.manifest_key(wanted)
+    if wanted not in there:
+        newest = ", ".join(there[-5:])
+        raise NotFound(f"there is no backup {wanted!r} in {place}; the newest are {newest}", reason="BACKUP_NOT_FOUND")
+    content = bytearray()
+    for chunk in store.chunks(key):
+        content += chunk
+        if len(content) > MANIFEST_BYTES_MAX:
+            raise layout.damaged(key, f"it has more than {MANIFEST_BYTES_MAX} bytes")
+    return layout.read_manifest(bytes(content), key)
