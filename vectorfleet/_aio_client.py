@@ -24,7 +24,7 @@ from vectorfleet import _backups as backups
 from vectorfleet import _codec as codec
 from vectorfleet import errors, limits
 from vectorfleet._arguments import Ids, Payloads
-from vectorfleet._attempts import Attempts, failure_of, poll_pause_s
+from vectorfleet._attempts import Attempts, client_closed, failure_of, poll_pause_s
 from vectorfleet._backups import Backup, OnProgress, RestoredBackup
 from vectorfleet._channel import CLIENT_OPTIONS
 from vectorfleet._models import (
@@ -88,7 +88,7 @@ class AsyncClient:
         return f"<AsyncClient of {self._address}>"
 
     async def close(self) -> None:
-        """Closes the connection; calls that still run are cancelled. May be called twice."""
+        """Closes the connection; calls that still run fail with `CLIENT_CLOSED`. May be called twice."""
         self._closed = True
         if self._connected is not None:
             await self._connected.channel.close()
@@ -276,7 +276,7 @@ class AsyncClient:
     def _stubs(self) -> _Stubs:
         # Not in __init__: a channel of grpc.aio belongs to the loop that runs when it is made.
         if self._closed:
-            raise ValueError("the client is closed")
+            raise client_closed()
         if self._connected is None:
             self._connected = _Stubs(grpc.aio.insecure_channel(self._address, options=CLIENT_OPTIONS))
         return self._connected
@@ -313,10 +313,11 @@ class AsyncClient:
 
         try:
             async with asyncio.TaskGroup() as group:
-                for _ in range(in_flight):
-                    group.create_task(work())
+                workers = [group.create_task(work()) for _ in range(in_flight)]
         except BaseExceptionGroup as failures:
             raise failures.exceptions[0] from failures.exceptions[0].__cause__
+        for worker in workers:
+            worker.result()  # raises where it was cancelled: a task group passes over that, and answers would be missing
         return [done[number] for number in sorted(done)]
 
     async def _finish(
@@ -332,8 +333,13 @@ class AsyncClient:
         while True:
             try:
                 return await method(call.request, timeout=attempts.remaining_s(time.monotonic()))
-            except grpc.RpcError as error:
-                failure = codec.located(failure_of(error, self._address), call.rows)
+            except asyncio.CancelledError:
+                task = asyncio.current_task()
+                if not self._closed or (task is not None and task.cancelling()):
+                    raise
+                raise client_closed() from None  # not the task was cancelled: `close` cancelled the call
+            except (grpc.RpcError, grpc.aio.UsageError) as error:
+                failure = codec.located(failure_of(error, self._address, closed=self._closed), call.rows)
                 pause_s = attempts.pause_s(failure, time.monotonic())
                 if pause_s is None:
                     raise failure from error

@@ -56,9 +56,24 @@ def poll_pause_s(polls: int, remaining_s: float) -> float:
     return max(0.0, min(POLL_MAX_S, POLL_FIRST_S * 2.0 ** min(polls, 10), remaining_s))
 
 
-def failure_of(error: grpc.RpcError, address: str) -> errors.VectorfleetError:
-    """Reads what a channel raised; where the server could not be reached, the message says which."""
+def client_closed() -> errors.VectorfleetError:
+    """Makes the error for a call on a client that was closed before it or during it."""
+    return errors.FailedPrecondition("the client was closed before the call was answered", reason="CLIENT_CLOSED")
+
+
+def failure_of(error: Exception, address: str, *, closed: bool) -> errors.VectorfleetError:
+    """Reads what a channel raised; where the server could not be reached, the message says which.
+
+    Args:
+        error: a `grpc.RpcError`, or what gRPC raises of calls on a closed channel.
+        address: of the server.
+        closed: whether the channel was closed meanwhile: gRPC's own words for that tell callers nothing.
+    """
+    if not isinstance(error, grpc.RpcError):
+        return client_closed()
     failure = errors.from_rpc_error(error)
+    if closed and failure.reason == "CANCELLED":
+        return client_closed()
     if failure.reason == "UNREACHABLE":
         return errors.Unavailable(f"{address} cannot be reached: {failure.message}", reason="UNREACHABLE")
     return failure

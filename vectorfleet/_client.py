@@ -6,6 +6,7 @@ no thread of ours is involved.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
@@ -72,6 +73,7 @@ class Client:
     def __init__(self, address: str = "127.0.0.1:7700", *, timeout: float = limits.CALL_TIMEOUT_DEFAULT_S) -> None:
         self._address = arguments.target(address)
         self._timeout_s = arguments.seconds(timeout)
+        self._closed = False
         self._channel = grpc.insecure_channel(self._address, options=CLIENT_OPTIONS)
         self._collections = collection_service_pb2_grpc.CollectionServiceStub(self._channel)
         self._points = point_service_pb2_grpc.PointServiceStub(self._channel)
@@ -90,7 +92,8 @@ class Client:
         return f"<Client of {self._address}>"
 
     def close(self) -> None:
-        """Closes the connection; calls that still run are cancelled. May be called twice."""
+        """Closes the connection; calls that still run fail with `CLIENT_CLOSED`. May be called twice."""
+        self._closed = True
         self._channel.close()
 
     # ------------------------------------------------------------------------------------------------- collections
@@ -405,7 +408,10 @@ class Client:
                 if len(waiting) == in_flight:
                     yield self._finish(method, *waiting.popleft())
                 # A blocking call costs less than a future, which pays only where others fly beside it.
-                sent: grpc.Future[ResponseT] | None = None if alone else method.future(call.request, timeout=timeout_s)
+                sent: grpc.Future[ResponseT] | None = None
+                if not alone:
+                    with contextlib.suppress(ValueError):  # the client was closed: `_finish` will say so
+                        sent = method.future(call.request, timeout=timeout_s)
                 waiting.append((call, Attempts(timeout_s, time.monotonic()), sent))
                 call, following = following, next(upcoming, None)
             while waiting:
@@ -428,8 +434,10 @@ class Client:
                 if sent is not None:
                     return sent.result()
                 return method(call.request, timeout=attempts.remaining_s(time.monotonic()))
-            except grpc.RpcError as error:
-                failure = codec.located(failure_of(error, self._address), call.rows)
+            except (grpc.RpcError, ValueError) as error:
+                if isinstance(error, ValueError) and not self._closed:
+                    raise
+                failure = codec.located(failure_of(error, self._address, closed=self._closed), call.rows)
                 pause_s = attempts.pause_s(failure, time.monotonic())
                 if pause_s is None:
                     raise failure from error

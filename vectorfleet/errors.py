@@ -74,6 +74,11 @@ REASONS: Final[dict[str, Reason]] = {
     "EMBEDDING_MODEL_UNAVAILABLE": Reason(
         _C.FAILED_PRECONDITION, "The embedding model cannot be loaded.", "Correct the path or name; see the message."
     ),
+    "CLIENT_CLOSED": Reason(
+        _C.FAILED_PRECONDITION,
+        "The client was closed before its call was answered; a write may have happened.",
+        "Make another client; writes are idempotent.",
+    ),
     "STALE_SHARD_MAP": Reason(_C.UNAVAILABLE, "The shard map changed while the call ran.", "Retry."),
     "SHARD_UNAVAILABLE": Reason(
         _C.UNAVAILABLE, "A shard that the call needs cannot be reached.", "Retry; writes are idempotent."

@@ -16,7 +16,7 @@ import pytest
 import vectorfleet
 from tests.unit.client.fake import FakeCluster
 from vectorfleet import _codec as codec
-from vectorfleet import errors
+from vectorfleet import errors, limits
 from vectorfleet.internal.v1 import token_pb2
 from vectorfleet.v1 import types_pb2
 
@@ -319,17 +319,100 @@ def test_closing_twice_and_using_it_afterwards(fake: FakeCluster) -> None:
     client = vectorfleet.Client(fake.address)
     client.close()
     client.close()
-    with pytest.raises(ValueError, match="closed"):
-        client.count("c")
+    many = codec.VECTORS_PER_CALL * 3
+    for attempt in (
+        lambda: client.count("c"),
+        lambda: client.upsert("c", ids=range(many), vectors=np.zeros((many, 1))),
+        lambda: next(client.scroll("c")),
+    ):
+        with pytest.raises(vectorfleet.FailedPrecondition, match="closed") as caught:
+            attempt()
+        assert caught.value.reason == "CLIENT_CLOSED"
 
     async def ask() -> None:
         one = vectorfleet.AsyncClient(fake.address)
         await one.close()
         await one.close()
-        with pytest.raises(ValueError, match="closed"):
+        with pytest.raises(vectorfleet.FailedPrecondition, match="closed"):
             await one.count("c")
 
     asyncio.run(ask())
+
+
+MANY = codec.VECTORS_PER_CALL * 20
+CALLS = {
+    "Upsert": lambda client: client.upsert("c", ids=range(MANY), vectors=np.zeros((MANY, 1))),
+    "Search": lambda client: client.search("c", vectors=np.zeros((limits.QUERIES_MAX * 20, 1)), k=1),
+    "Count": lambda client: client.count("c"),
+}
+
+
+class Held:
+    """Lets one call of a method be answered, and holds the others until `release`."""
+
+    def __init__(self, fake: FakeCluster, method: str) -> None:
+        self._method = method
+        self._free = threading.Semaphore(0 if method == "Count" else 1)
+        self._released = threading.Event()
+        self.arrived = threading.Semaphore(0)
+        fake.before = self._before
+
+    def release(self) -> None:
+        self._released.set()
+
+    def _before(self, method: str) -> None:
+        if method == self._method and not self._free.acquire(blocking=False):
+            self.arrived.release()
+            self._released.wait(20)
+
+
+@pytest.mark.parametrize("method", CALLS)
+def test_closing_during_a_call_fails_it(fake: FakeCluster, method: str) -> None:
+    held = Held(fake, method)
+    client = vectorfleet.Client(fake.address)
+    client.create_collection("c", dim=1)
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            call = pool.submit(CALLS[method], client)
+            assert held.arrived.acquire(timeout=10)
+            client.close()
+            with pytest.raises(vectorfleet.FailedPrecondition) as caught:
+                call.result(10)
+        assert caught.value.reason == "CLIENT_CLOSED"
+    finally:
+        held.release()
+
+
+@pytest.mark.parametrize("method", CALLS)
+async def test_closing_the_asyncio_client_during_a_call_fails_it(fake: FakeCluster, method: str) -> None:
+    held = Held(fake, method)
+    client = vectorfleet.AsyncClient(fake.address)
+    await client.create_collection("c", dim=1)
+    try:
+        call = asyncio.create_task(CALLS[method](client))
+        assert await asyncio.to_thread(held.arrived.acquire, timeout=10)
+        await client.close()
+        with pytest.raises(vectorfleet.FailedPrecondition) as caught:
+            await call
+        assert caught.value.reason == "CLIENT_CLOSED"
+    finally:
+        held.release()
+
+
+async def test_no_answer_is_missing_where_a_worker_was_cancelled(fake: FakeCluster) -> None:
+    held = Held(fake, "Search")
+    async with vectorfleet.AsyncClient(fake.address) as client:
+        await client.create_collection("c", dim=1)
+        before = asyncio.all_tasks()
+        try:
+            call = asyncio.create_task(CALLS["Search"](client))
+            assert await asyncio.to_thread(held.arrived.acquire, timeout=10)
+            for task in asyncio.all_tasks() - before - {call}:
+                task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await call
+        finally:
+            held.release()
 
 
 def test_payloads_arrive_as_they_were_given(client: Any, fake: FakeCluster) -> None:
