@@ -251,8 +251,8 @@ class AsyncClient:
     ) -> Backup:
         """Writes a backup and returns it when it is complete: see `Client.create_backup`."""
         request = backups.create_request(destination, collections)
-        call = self._stubs.cluster.CreateBackup(request, timeout=arguments.seconds(timeout))
-        last = await backups.followed_async(call, on_progress, self._address)
+        method = self._stubs.cluster.CreateBackup
+        last = await backups.followed_async(method, request, timeout, on_progress, self._failure)
         return backups.backup_of(last.backup)
 
     async def restore_backup(
@@ -266,8 +266,8 @@ class AsyncClient:
     ) -> RestoredBackup:
         """Makes collections of a backup: see `Client.restore_backup`."""
         request = backups.restore_request(source, backup, collections)
-        call = self._stubs.cluster.RestoreBackup(request, timeout=arguments.seconds(timeout))
-        last = await backups.followed_async(call, on_progress, self._address)
+        method = self._stubs.cluster.RestoreBackup
+        last = await backups.followed_async(method, request, timeout, on_progress, self._failure)
         return RestoredBackup(last.backup, tuple(last.collections))
 
     # ------------------------------------------------------------------------------------------------------- calls
@@ -333,17 +333,19 @@ class AsyncClient:
         while True:
             try:
                 return await method(call.request, timeout=attempts.remaining_s(time.monotonic()))
-            except asyncio.CancelledError:
-                task = asyncio.current_task()
-                if not self._closed or (task is not None and task.cancelling()):
-                    raise
-                raise client_closed() from None  # not the task was cancelled: `close` cancelled the call
-            except (grpc.RpcError, grpc.aio.UsageError) as error:
-                failure = codec.located(failure_of(error, self._address, closed=self._closed), call.rows)
+            except (grpc.RpcError, grpc.aio.UsageError, asyncio.CancelledError) as error:
+                failure = codec.located(self._failure(error), call.rows)
                 pause_s = attempts.pause_s(failure, time.monotonic())
                 if pause_s is None:
                     raise failure from error
             await asyncio.sleep(pause_s)
+
+    def _failure(self, error: BaseException) -> errors.VectorfleetError:
+        if isinstance(error, asyncio.CancelledError):
+            task = asyncio.current_task()
+            if not self._closed or (task is not None and task.cancelling()):
+                raise error  # the caller was cancelled; otherwise `close` cancelled the call
+        return failure_of(error, self._address, closed=self._closed)
 
     def _seconds(self, timeout: float | None) -> float:
         return self._timeout_s if timeout is None else arguments.seconds(timeout)

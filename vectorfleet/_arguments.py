@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 import math
 import operator
+import reprlib
 from collections.abc import Iterable, Mapping
-from typing import Any, Final, NoReturn, SupportsIndex
+from typing import Any, Final, NoReturn, SupportsIndex, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -21,6 +22,8 @@ from vectorfleet.errors import InvalidRequest
 
 Ids = Iterable[str | SupportsIndex] | NDArray[Any]
 Payloads = Iterable[Mapping[str, Any] | None]
+
+_T = TypeVar("_T")
 
 _UINT32_MAX: Final = 2**32 - 1
 _CHECKED_ROWS: Final = 16_384
@@ -41,7 +44,7 @@ def point_ids(ids: Ids) -> list[str]:
     """
     if isinstance(ids, str | bytes):
         refuse("ids", "ids must be a sequence of ids, not one string")
-    given = ids.tolist() if isinstance(ids, np.ndarray) else list(ids)
+    given = ids.tolist() if isinstance(ids, np.ndarray) and ids.ndim else _listed(ids, "ids")
     if not given:
         refuse("ids", "there are no ids")
     texts = [one if isinstance(one, str) else _decimal(one, row) for row, one in enumerate(given)]
@@ -99,7 +102,7 @@ def text_list(texts: Iterable[str]) -> list[str]:
     Raises:
         InvalidRequest: there are none; one is empty, not a str, or not valid Unicode.
     """
-    given = list(texts)
+    given = _listed(texts, "texts")
     if not given:
         refuse("texts", "there are no texts")
     for row, text in enumerate(given):
@@ -125,7 +128,7 @@ def payload_bytes(payloads: Payloads | None, rows: int) -> list[bytes]:
         return []
     if isinstance(payloads, Mapping | str | bytes):
         refuse("payloads", "payloads must be a sequence of mappings, one for each id")
-    given = list(payloads)
+    given = _listed(payloads, "payloads")
     if len(given) != rows:
         refuse("payloads", f"there are {len(given)} payloads for {rows} ids")
     return [b"" if one is None else _payload(one, f"payloads[{row}]") for row, one in enumerate(given)]
@@ -142,14 +145,37 @@ def unsigned(value: SupportsIndex, field: str) -> int:
     return number
 
 
+def real(value: float, field: str) -> float:
+    """Returns a number as a float; it may be infinite or NaN."""
+    try:
+        return float(value)
+    except (TypeError, ValueError, OverflowError):
+        refuse(field, f"{field} must be a number, not {reprlib.repr(value)}")
+
+
+def flag(value: bool, field: str) -> bool:
+    """Returns True or False."""
+    if not isinstance(value, bool | np.bool_):
+        refuse(field, f"{field} must be True or False, not {reprlib.repr(value)}")
+    return bool(value)
+
+
+def token(value: bytes) -> bytes:
+    """Returns a consistency token; what it says is the server's to judge."""
+    if not isinstance(value, bytes):
+        refuse("consistency_token", f"a consistency token is bytes, as upsert gave them, not {type(value).__name__}")
+    return value
+
+
 def seconds(value: float, field: str = "timeout") -> float:
     """Returns a time that a call may take."""
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        refuse(field, f"{field} must be a number of seconds, not {value!r}")
+    number = real(value, field)
     if not 0 < number < math.inf:
         refuse(field, f"{field} must be a positive number of seconds, not {number:g}: every call has a deadline")
+    if number > limits.CALL_TIMEOUT_MAX_S:
+        refuse(
+            field, f"{field} must be at most {limits.CALL_TIMEOUT_MAX_S:.0f} seconds, which is a year, not {number:g}"
+        )
     return number
 
 
@@ -169,7 +195,7 @@ def names(values: Iterable[str]) -> list[str]:
     """Returns names of collections, at least one; whether they are names is the server's to judge."""
     if isinstance(values, str | bytes):
         refuse("collections", "collections must be a sequence of names, not one string")
-    given = [text(name, f"collections[{position}]") for position, name in enumerate(values)]
+    given = [text(name, f"collections[{position}]") for position, name in enumerate(_listed(values, "collections"))]
     if not given:
         refuse("collections", "name at least one collection, or leave them out for all")
     return given
@@ -181,6 +207,14 @@ def target(address: str) -> str:
     if not (host and colon and port.isascii() and port.isdigit() and 0 < int(port) < 65_536):
         refuse("address", f"an address has the form host:port, for example 127.0.0.1:7700, not {address!r}")
     return address
+
+
+def _listed(values: Iterable[_T], field: str) -> list[_T]:
+    try:
+        iterator = iter(values)
+    except TypeError:
+        refuse(field, f"{field} must be a sequence, not {type(values).__name__}")
+    return list(iterator)
 
 
 def _decimal(value: Any, row: int) -> str:

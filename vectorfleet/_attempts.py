@@ -61,11 +61,11 @@ def client_closed() -> errors.VectorfleetError:
     return errors.FailedPrecondition("the client was closed before the call was answered", reason="CLIENT_CLOSED")
 
 
-def failure_of(error: Exception, address: str, *, closed: bool) -> errors.VectorfleetError:
+def failure_of(error: BaseException, address: str, *, closed: bool) -> errors.VectorfleetError:
     """Reads what a channel raised; where the server could not be reached, the message says which.
 
     Args:
-        error: a `grpc.RpcError`, or what gRPC raises of calls on a closed channel.
+        error: a `grpc.RpcError`, or whatever else comes of calls on a closed channel.
         address: of the server.
         closed: whether the channel was closed meanwhile: gRPC's own words for that tell callers nothing.
     """

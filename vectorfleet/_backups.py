@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -11,7 +12,6 @@ import grpc
 
 from vectorfleet import _arguments as arguments
 from vectorfleet import errors
-from vectorfleet._attempts import failure_of
 from vectorfleet.v1 import cluster_service_pb2 as pb
 
 RequestT = TypeVar("RequestT")
@@ -125,31 +125,46 @@ def backup_of(message: pb.Backup) -> Backup:
     )
 
 
-def followed(call: grpc._CallIterator[ResponseT], on_progress: OnProgress | None, address: str) -> ResponseT:
-    """Follows a call to its end; returns its last message. Raises `VectorfleetError`."""
+def followed(
+    method: grpc.UnaryStreamMultiCallable[RequestT, ResponseT],
+    request: RequestT,
+    timeout: float,
+    on_progress: OnProgress | None,
+    failure: Callable[[Exception], errors.VectorfleetError],
+) -> ResponseT:
+    """Makes a call and follows it to its end; returns its last message. Raises what `failure` makes of a channel's error."""
+    try:
+        call = method(request, timeout=arguments.seconds(timeout))
+    except ValueError as error:
+        raise failure(error) from error
     last = None
     try:
         for last in call:
             if on_progress is not None:
                 on_progress(progress_of(last.progress))
     except grpc.RpcError as error:
-        raise failure_of(error, address) from error
+        raise failure(error) from error
     finally:
         call.cancel()  # where the caller's function raised, or an interrupt came
     return _whole(last)
 
 
 async def followed_async(
-    call: grpc.aio.UnaryStreamCall[RequestT, ResponseT], on_progress: OnProgress | None, address: str
+    method: grpc.aio.UnaryStreamMultiCallable[RequestT, ResponseT],
+    request: RequestT,
+    timeout: float,  # noqa: ASYNC109 (of the call, not of a task)
+    on_progress: OnProgress | None,
+    failure: Callable[[BaseException], errors.VectorfleetError],
 ) -> ResponseT:
     """The same on an event loop."""
+    call = method(request, timeout=arguments.seconds(timeout))
     last = None
     try:
         async for last in call:
             if on_progress is not None:
                 on_progress(progress_of(last.progress))
-    except grpc.RpcError as error:
-        raise failure_of(error, address) from error
+    except (grpc.RpcError, grpc.aio.UsageError, asyncio.CancelledError) as error:
+        raise failure(error) from error
     finally:
         call.cancel()  # where the caller's function raised
     return _whole(last)

@@ -343,8 +343,7 @@ class Client:
             DataLoss: a replica's file is damaged.
         """
         request = backups.create_request(destination, collections)
-        call = self._cluster.CreateBackup(request, timeout=arguments.seconds(timeout))
-        last = backups.followed(call, on_progress, self._address)
+        last = backups.followed(self._cluster.CreateBackup, request, timeout, on_progress, self._failure)
         return backups.backup_of(last.backup)
 
     def restore_backup(
@@ -373,8 +372,7 @@ class Client:
             Unavailable: the source, or a node, does not answer. Not retried.
         """
         request = backups.restore_request(source, backup, collections)
-        call = self._cluster.RestoreBackup(request, timeout=arguments.seconds(timeout))
-        last = backups.followed(call, on_progress, self._address)
+        last = backups.followed(self._cluster.RestoreBackup, request, timeout, on_progress, self._failure)
         return RestoredBackup(last.backup, tuple(last.collections))
 
     # ------------------------------------------------------------------------------------------------------- calls
@@ -435,14 +433,17 @@ class Client:
                     return sent.result()
                 return method(call.request, timeout=attempts.remaining_s(time.monotonic()))
             except (grpc.RpcError, ValueError) as error:
-                if isinstance(error, ValueError) and not self._closed:
-                    raise
-                failure = codec.located(failure_of(error, self._address, closed=self._closed), call.rows)
+                failure = codec.located(self._failure(error), call.rows)
                 pause_s = attempts.pause_s(failure, time.monotonic())
                 if pause_s is None:
                     raise failure from error
             time.sleep(pause_s)
             sent = None
+
+    def _failure(self, error: Exception) -> errors.VectorfleetError:
+        if isinstance(error, ValueError) and not self._closed:
+            raise error  # of our own making; of a closed channel, it is gRPC's
+        return failure_of(error, self._address, closed=self._closed)
 
     def _seconds(self, timeout: float | None) -> float:
         return self._timeout_s if timeout is None else arguments.seconds(timeout)

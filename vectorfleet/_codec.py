@@ -89,10 +89,12 @@ def create_collection(
         embedding_model=arguments.text(embedding_model, "embedding_model"),
     )
     if metric is not None:
-        if metric not in get_args(models.Metric):
+        if not isinstance(metric, str) or metric not in get_args(models.Metric):
             refuse("metric", f"metric must be one of {', '.join(get_args(models.Metric))}, not {metric!r}")
         spec.metric = types_pb2.Metric.Value(f"METRIC_{metric.upper()}")
     if index is not None:
+        if not isinstance(index, models.IndexOptions):
+            refuse("index", f"index must be IndexOptions, not {type(index).__name__}")
         if index.kind not in get_args(models.IndexKind):
             refuse("index.kind", f"kind must be one of {', '.join(get_args(models.IndexKind))}, not {index.kind!r}")
         spec.index.kind = types_pb2.IndexKind.Value(f"INDEX_KIND_{index.kind.upper()}")
@@ -177,6 +179,7 @@ def delete(collection: str, ids: Ids) -> Iterator[Call[point_service_pb2.DeleteR
 def get(collection: str, ids: Ids, with_vector: bool) -> Iterator[Call[point_service_pb2.GetRequest]]:
     """Cuts a get into calls, each of whose answers surely fits a message."""
     collection, names = arguments.text(collection, "name"), arguments.point_ids(ids)
+    with_vector = arguments.flag(with_vector, "with_vector")
     return (
         Call(
             point_service_pb2.GetRequest(
@@ -196,7 +199,7 @@ def scroll(
         collection=arguments.text(collection, "name"),
         page_size=arguments.unsigned(page_size, "page_size"),
         page_token=page_token,
-        with_vector=with_vector,
+        with_vector=arguments.flag(with_vector, "with_vector"),
     )
 
 
@@ -232,12 +235,14 @@ def search(
         collection=arguments.text(collection, "name"),
         k=hits,
         params=search_service_pb2.SearchParams(
-            nprobe=arguments.unsigned(nprobe, "nprobe"), oversample=_number(oversample, "oversample"), exact=bool(exact)
+            nprobe=arguments.unsigned(nprobe, "nprobe"),
+            oversample=_number(oversample, "oversample"),
+            exact=arguments.flag(exact, "exact"),
         ),
-        with_payload=with_payload,
-        with_vector=with_vector,
+        with_payload=arguments.flag(with_payload, "with_payload"),
+        with_vector=arguments.flag(with_vector, "with_vector"),
         min_coverage=_number(min_coverage, "min_coverage"),
-        consistency_token=consistency_token,
+        consistency_token=arguments.token(consistency_token),
     )
 
     def one(rows: range) -> search_service_pb2.SearchRequest:
@@ -260,10 +265,7 @@ def _queries(vectors: ArrayLike | None, texts: Iterable[str] | None) -> list[sea
 
 
 def _number(value: float, field: str) -> float:
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        refuse(field, f"{field} must be a number, not {value!r}")
+    number = arguments.real(value, field)
     if not math.isfinite(number) or abs(number) > _FLOAT32_MAX:
         refuse(field, f"{field} must be a finite number, not {number}")
     return number

@@ -45,11 +45,14 @@ CALL_TIMEOUT_DEFAULT_S: Final = 30.0
 """Deadline of any other call whose caller gave none."""
 BACKUP_TIMEOUT_DEFAULT_S: Final = 86_400.0
 """Deadline of a backup or a restore whose caller gave none."""
+CALL_TIMEOUT_MAX_S: Final = 366 * 86_400.0
+"""The longest deadline that a client sets: far beyond it, gRPC's clock overflows and calls fail at once."""
 
 assert K_DEFAULT <= K_MAX <= CANDIDATES_MAX
 assert POINTS_PER_CALL_MAX >= K_MAX, "the hits of one query must be fetchable by one Get"
 assert TEXT_BYTES_MAX < PAYLOAD_BYTES_MAX, "a text is kept in the payload"
 assert QUERIES_MAX * DIM_MAX * 4 <= CALL_BYTES_MAX, "a full batch of the widest queries must fit a call"
 assert CALL_BYTES_MAX < MESSAGE_BYTES_MAX < 2**31
+assert SEARCH_TIMEOUT_DEFAULT_S <= CALL_TIMEOUT_DEFAULT_S <= BACKUP_TIMEOUT_DEFAULT_S <= CALL_TIMEOUT_MAX_S
 assert TRAIN_POINTS_MIN <= TRAIN_POINTS_DEFAULT <= TRAIN_POINTS_MAX
 assert SCROLL_PAGE_DEFAULT <= SCROLL_PAGE_MAX

@@ -53,6 +53,8 @@ def test_ids(given_ids: Any, expected: list[str]) -> None:
         ([None], ("INVALID_ID", "ids[0]")),
         ([b"a"], ("INVALID_ID", "ids[0]")),
         (np.array([1.0]), ("INVALID_ID", "ids[0]")),
+        (7, ("INVALID_FIELD", "ids")),
+        (np.array(7), ("INVALID_FIELD", "ids")),
     ],
 )
 def test_bad_ids(given_ids: Any, expected: tuple[str, str]) -> None:
@@ -141,6 +143,7 @@ def _circle() -> dict[str, Any]:
     [
         ({"a": 1}, ("INVALID_FIELD", "payloads")),
         ("ab", ("INVALID_FIELD", "payloads")),
+        (7, ("INVALID_FIELD", "payloads")),
         ([None], ("INVALID_FIELD", "payloads")),
         ([None, [1]], ("INVALID_PAYLOAD", "payloads[1]")),
         ([None, {"a": object()}], ("INVALID_PAYLOAD", "payloads[1]")),
@@ -168,7 +171,7 @@ def test_any_json_comes_back(value: Any) -> None:
     assert json.loads(raw) == {"value": value}
 
 
-@pytest.mark.parametrize("texts", [[], [""], ["a", 5], ["\udfff"]])
+@pytest.mark.parametrize("texts", [[], [""], ["a", 5], ["\udfff"], 7, np.array("a")])
 def test_bad_texts(texts: Any) -> None:
     reason, where = refused(lambda: arguments.text_list(texts))
     assert reason == "INVALID_FIELD"
@@ -180,7 +183,9 @@ def test_numbers_that_do_not_fit(value: Any) -> None:
     assert refused(lambda: arguments.unsigned(value, "k")) == ("INVALID_FIELD", "k")
 
 
-@pytest.mark.parametrize("value", [0, -1, float("nan"), float("inf"), "soon", None])
+@pytest.mark.parametrize(
+    "value", [0, -1, float("nan"), float("inf"), 1e10, pytest.param(10**400, id="huge"), "soon", None]
+)
 def test_times_that_are_no_deadline(value: Any) -> None:
     assert refused(lambda: arguments.seconds(value)) == ("INVALID_FIELD", "timeout")
 

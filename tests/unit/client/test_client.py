@@ -324,6 +324,7 @@ def test_closing_twice_and_using_it_afterwards(fake: FakeCluster) -> None:
         lambda: client.count("c"),
         lambda: client.upsert("c", ids=range(many), vectors=np.zeros((many, 1))),
         lambda: next(client.scroll("c")),
+        lambda: client.create_backup("/backups"),
     ):
         with pytest.raises(vectorfleet.FailedPrecondition, match="closed") as caught:
             attempt()

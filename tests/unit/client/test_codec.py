@@ -138,6 +138,8 @@ def test_create_says_only_what_was_asked() -> None:
         ({"dim": -1}, "dim"),
         ({"dim": 1.5}, "dim"),
         ({"metric": "L2"}, "metric"),
+        ({"metric": np.ones(2)}, "metric"),
+        ({"index": "ivf_pq"}, "index"),
         ({"shards": -1}, "shards"),
         ({"index": IndexOptions(kind="hnsw")}, "index.kind"),  # type: ignore[arg-type]
         ({"index": IndexOptions(m=-3)}, "index.m"),
@@ -245,6 +247,11 @@ def test_arrays_are_filled_up_and_made_once() -> None:
         ({"oversample": "much"}, "oversample"),
         ({"min_coverage": float("nan")}, "min_coverage"),
         ({"oversample": 1e39}, "oversample"),
+        ({"min_coverage": 10**400}, "min_coverage"),
+        ({"consistency_token": "text"}, "consistency_token"),
+        ({"exact": "no"}, "exact"),
+        ({"with_payload": None}, "with_payload"),
+        ({"with_vector": np.ones(2)}, "with_vector"),
     ],
 )
 def test_a_search_that_cannot_be_sent(changes: dict[str, Any], field: str) -> None:
