@@ -57,7 +57,7 @@ $(BUF): package.json
 lock: ## Renew requirements.lock from pyproject.toml
 	$(BIN)/pip-compile --quiet --no-header --strip-extras --no-emit-index-url --no-emit-find-links --no-annotate \
 	  --extra local --extra embed --extra parquet --extra dev --output-file requirements.lock pyproject.toml
-	sed -i -E 's/^([^#]+)\+[a-z0-9.]+$$/\1/' requirements.lock  # a local build's label, such as +cpu, is on no index
+	sed -i -E -e 's/^([^#]+)\+[a-z0-9.]+$$/\1/' -e '/^vectorfleet @/d' requirements.lock  # a local build's label, such as +cpu, is on no index; nor are we
 
 clean: ## Remove what the targets made
 	rm -rf $(VENV) node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis
