@@ -209,7 +209,7 @@ class Replica:
         """
         view = self._state.view
         options = SearchOptions(k, nprobe, oversample, exact)
-        hits = search.search(view, vectors, options, self.identity.metric, self._state.codebooks.get)
+        hits = search.search(view, vectors, options, self.identity.metric)
         payloads = self._payloads(view, hits.ids) if with_payload else None
         return ShardHits(
             hits.counts,

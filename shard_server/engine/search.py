@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from shard_server.engine import index, scoring
 from shard_server.engine.bitmap import LiveRows
 from shard_server.engine.view import SegmentView, View
-from vectorfleet.errors import InternalError
 from vectorfleet.limits import CANDIDATES_MAX, OVERSAMPLE_DEFAULT
 from vectorfleet.v1 import types_pb2
 
@@ -81,7 +80,6 @@ def search(
     queries: NDArray[np.float32],
     options: SearchOptions,
     metric: int,
-    codebooks: Callable[[int], index.Codebook | None],
 ) -> Hits:
     """Finds each query's nearest live points.
 
@@ -90,7 +88,6 @@ def search(
         queries: float32[nq, dim], raw and valid.
         options: how.
         metric: `Metric` number.
-        codebooks: finds a codebook by its version.
     """
     prepared = scoring.normalised(queries) if metric == types_pb2.METRIC_COSINE else np.ascontiguousarray(queries)
     parts = _parts(view)
@@ -102,7 +99,7 @@ def search(
             for part_number in range(len(parts))
             if part_number not in encoded and parts[part_number].live.live
         ]
-        candidates += _from_codes(view, parts, encoded, prepared, options, metric, codebooks)
+        candidates += _from_codes(view, parts, encoded, prepared, options, metric)
         hits, cut_in_a_tie = _finish(parts, candidates, queries, options.k, wanted, metric)
         if not (options.exact and cut_in_a_tie) or wanted >= view.live:
             return hits
@@ -157,17 +154,12 @@ def _from_codes(
     prepared: NDArray[np.float32],
     options: SearchOptions,
     metric: int,
-    codebooks: Callable[[int], index.Codebook | None],
 ) -> list[_Candidates]:
     oversample = options.oversample or OVERSAMPLE_DEFAULT
     wanted = max(options.k, min(int(options.k * oversample), CANDIDATES_MAX)) + _SPARE
     found: list[_Candidates] = []
     for version in sorted({piece.segment.codebook_version for piece in encoded.values()}):
-        codebook = codebooks(version)
-        if codebook is None:
-            raise InternalError(
-                f"segments are encoded with codebook version {version}, which this replica does not hold"
-            )
+        codebook = view.codebooks[version]
         list_distances, lists = codebook.assign(prepared, options.nprobe or codebook.default_nprobe)
         group = [(number, piece) for number, piece in encoded.items() if piece.segment.codebook_version == version]
         scanned = []

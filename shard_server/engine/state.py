@@ -100,7 +100,7 @@ class ReplicaState:
         """Makes the present state the view."""
         with self.lock:
             buffers = [buffer.view() for buffer in (self.frozen, self.active) if buffer is not None]
-            self._published = View(self.applied, self.segments, tuple(buffers), self.store.points())
+            self._published = View(self.applied, self.segments, tuple(buffers), self.store.points(), self.codebooks)
 
     def withdraw(self) -> bool:
         """Lets go of the view, and so of the store; returns whether there was one."""

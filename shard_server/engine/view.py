@@ -1,12 +1,13 @@
 """What a search sees: an immutable snapshot of a replica, replaced whole after every write and every change of segments.
 
 Invariant: each live id stands in exactly one live row of exactly one segment or buffer of a view, and `points` holds
-just the live ids. A reader takes the current view once and needs no lock after that.
+just the live ids; `codebooks` has that of every encoded segment. A reader takes the current view once and needs no lock
+after that.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 
 from shard_server.engine.bitmap import LiveRows
 from shard_server.engine.buffer import BufferView
+from shard_server.engine.index import Codebook
 from shard_server.engine.segment import Segment
 from shard_server.engine.store import PointsSnapshot
 
@@ -35,6 +37,8 @@ class View:
     buffers: tuple[BufferView, ...]
     """The buffers being sealed, then the one that takes writes."""
     points: PointsSnapshot
+    codebooks: Mapping[int, Codebook]
+    """By version: at least those that `segments` are encoded with."""
 
     @property
     def live(self) -> int:

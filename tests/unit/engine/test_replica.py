@@ -68,6 +68,24 @@ def test_a_reader_keeps_its_snapshot_while_segments_are_replaced(open_replica: O
     assert all(np.array_equal(vector, points[name.decode()]) for vector, name in zip(found, names, strict=True))
 
 
+def test_a_search_that_began_before_a_new_codebook_ends_with_the_old_one(
+    open_replica: OpenReplica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replica = open_replica(settings=EngineSettings(seal_points=1024))
+    points = vectors(1100)
+    replica.commit([upsert(points)], term=1)
+    replica.use_codebook(codebook_for(replica))
+    settle(replica)
+    view = replica._state.view
+    queries = np.stack(list(points.values())[:5])
+    before = replica.search(queries, 3)
+    replica.use_codebook(codebook_for(replica, version=2))
+    settle(replica, 50_000)
+    assert [part.segment.codebook_version for part in replica._state.view.segments] == [2]
+    monkeypatch.setattr(ReplicaState, "view", view)
+    assert replica.search(queries, 3).ids == before.ids
+
+
 def test_every_acknowledged_point_is_found_while_all_goes_on(open_replica: OpenReplica) -> None:
     replica = open_replica(settings=EngineSettings(seal_points=1100, seal_age_s=0.0, idle_s=0.0))
     points = vectors(6000)
