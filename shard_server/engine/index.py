@@ -73,8 +73,16 @@ class Codebook:
 
     def assign(self, queries: Matrix, nprobe: int) -> tuple[NDArray[np.float32], Rows]:
         """Finds each query's nearest lists, once for all segments; (float32[nq, nprobe], int64[nq, nprobe])."""
-        distances, lists = self.index.quantizer.search(pad(queries, self.index.d), min(nprobe, self.nlist))
+        distances, lists = faiss.knn(
+            pad(queries, self.index.d), self.centroids, min(nprobe, self.nlist), metric=self.index.metric_type
+        )
         return distances, lists
+
+    @property
+    def centroids(self) -> Matrix:
+        """float32[nlist, width]: the centres of the lists, in FAISS's own memory."""
+        held = faiss.downcast_index(self.index.quantizer).get_xb()
+        return np.asarray(faiss.rev_swig_ptr(held, self.nlist * self.index.d)).reshape(self.nlist, self.index.d)
 
 
 def _faiss_metric(metric: int) -> Any:
@@ -114,7 +122,9 @@ def train_codebook(sample: Matrix, *, kind: int, metric: int, nlist: int, m: int
         )
     width = -(-sample.shape[1] // m) * m
     faiss_metric = _faiss_metric(metric)
-    quantizer = faiss.IndexFlat(width, faiss_metric)
+    # Rows belong to the list with the nearest centroid in L2 under every metric; `Codebook.assign` then visits lists by the
+    # metric itself. Lists by direction, FAISS's default for inner products, would scatter the long vectors over all lists.
+    quantizer = faiss.IndexFlatL2(width)
     index: Any
     if bits == 4:
         index = faiss.IndexIVFPQFastScan(quantizer, width, nlist, m, bits, faiss_metric)
@@ -123,6 +133,7 @@ def train_codebook(sample: Matrix, *, kind: int, metric: int, nlist: int, m: int
     # Codes of the vector, not of its residual: a row's code then does not depend on its list, no table per list is needed,
     # and FastScan is three times as fast. The comparison on raw vectors makes up for the coarser codes.
     index.by_residual = False
+    index.cp.spherical = False
     index.cp.seed = index.pq.cp.seed = seed
     index.cp.min_points_per_centroid = index.pq.cp.min_points_per_centroid = 1
     index.cp.max_points_per_centroid = index.pq.cp.max_points_per_centroid = 256

@@ -1,14 +1,20 @@
-"""Joining encoded segments: the same lists as encoding again, at the lengths where FAISS would overrun them too."""
+"""The index against itself and against the truth.
+
+Joined segments have the same lists as ones encoded again, at the lengths where FAISS would overrun them too; and the default
+parameters find what is near, also where the lengths of the vectors decide.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from shard_server.engine import index
+from shard_server.engine import index, scoring
 from shard_server.engine.bitmap import LiveRows
+from vectorfleet.limits import OVERSAMPLE_DEFAULT
 from vectorfleet.v1 import types_pb2
 
 DIM, M = 32, 16
@@ -37,3 +43,37 @@ def test_joined_segments_answer_as_encoded_ones(tmp_path: Path, kind: int, first
         for name in ("joined", "whole")
     ]
     np.testing.assert_array_equal(answers[0][1], answers[1][1])
+
+
+def of_all_lengths() -> tuple[np.ndarray, np.ndarray]:
+    """Clusters, each vector scaled by a lognormal factor: under DOT a few long vectors are near to most queries."""
+    rng = np.random.default_rng(5)
+    centres = 2 * rng.standard_normal((100, DIM))
+    near = centres[rng.integers(0, 100, 5_100)] + rng.standard_normal((5_100, DIM))
+    base, queries = near[:5_000] * np.exp(rng.standard_normal((5_000, 1))), near[5_000:]
+    return base.astype(np.float32), queries.astype(np.float32)
+
+
+def of_length_one() -> tuple[np.ndarray, np.ndarray]:
+    base, queries = of_all_lengths()
+    return scoring.normalised(base), scoring.normalised(queries)
+
+
+@pytest.mark.parametrize("data", [of_all_lengths, of_length_one])
+def test_recall_of_the_defaults_under_inner_product(
+    tmp_path: Path, data: Callable[[], tuple[np.ndarray, np.ndarray]]
+) -> None:
+    base, queries = data()
+    content = index.train_codebook(
+        base, kind=types_pb2.INDEX_KIND_IVF_PQ_FAST_SCAN, metric=types_pb2.METRIC_DOT, nlist=128, m=M, seed=1
+    )
+    codebook = index.Codebook.load(content, 1)
+    index.encode(tmp_path / "index", codebook, [base])
+    distances, lists = codebook.assign(queries, codebook.default_nprobe)
+    wanted = int(10 * OVERSAMPLE_DEFAULT)
+    _, found = index.SegmentIndex(tmp_path / "index").scan(
+        queries, lists, distances, wanted, LiveRows.all_of(len(base))
+    )
+    nearest = np.argsort(-(queries @ base.T), axis=1)[:, :10]
+    recall = np.mean([len(set(line) & set(truth)) / 10 for line, truth in zip(found, nearest, strict=True)])
+    assert recall >= 0.95
