@@ -27,6 +27,7 @@ CHANNEL_OPTIONS: Final[tuple[tuple[str, int], ...]] = (
     *_MESSAGE_LIMITS,
     ("grpc.keepalive_time_ms", CHANNEL_PING_INTERVAL_MS),
     ("grpc.keepalive_timeout_ms", PING_TIMEOUT_MS),
+    ("grpc.http2.ping_timeout_ms", PING_TIMEOUT_MS),  # gRPC waits for a lost ping by this one, a minute by default
     ("grpc.http2.max_pings_without_data", 0),  # no limit: a quiet call may wait long
     ("grpc.initial_reconnect_backoff_ms", 100),
     # In gRPC's core this is the time that one attempt to connect may take, whatever its name says.
@@ -40,7 +41,8 @@ SERVER_OPTIONS: Final[tuple[tuple[str, int], ...]] = (
     ("grpc.so_reuseport", 0),  # a port that another process holds is an error, not a coin toss between the two
     ("grpc.keepalive_time_ms", SERVER_PING_INTERVAL_MS),
     ("grpc.keepalive_timeout_ms", PING_TIMEOUT_MS),
+    ("grpc.http2.ping_timeout_ms", PING_TIMEOUT_MS),  # gRPC waits for a lost ping by this one, a minute by default
     ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.http2.min_recv_ping_interval_without_data_ms", PING_INTERVAL_ALLOWED_MS),
+    ("grpc.http2.min_ping_interval_without_data_ms", PING_INTERVAL_ALLOWED_MS),
 )
 """For `grpc.aio.server`."""
