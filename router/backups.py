@@ -123,7 +123,7 @@ class Backups:
         async def one(record: CollectionRecord, number: int) -> backup_pb2.ShardBackup:
             call = _shard_copy(record, number, destination, tally, new_objects)
             async with slots:
-                return await self._calls.call(record, number, call, deadline, primary=True, long=True)
+                return await self._calls.call(record, number, call, deadline, primary=True)
 
         for record, copies in zip(
             records, await _all_of([[one(r, s.shard) for s in r.shards] for r in records]), strict=True

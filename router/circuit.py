@@ -1,10 +1,11 @@
 """Whether a node that stopped answering is still worth a caller's time: a pure state machine.
 
-A process that hangs, or a machine that vanished, answers nothing: each call to it costs the whole of its deadline.
-After a few such calls in a row the circuit opens, and calls pass the node over at once. It never closes by itself:
-somebody outside probes the node (nodes.py) and says that it answered.
+A process that hangs, or a machine that vanished, answers nothing: each call to it costs the whole of its deadline. But a
+call that takes long proves little by itself: the node may be working on it, or the caller gave it 5 ms. So silence
+only raises a suspicion, and somebody outside (nodes.py) asks a suspected node for next to nothing. Probes that get no answer
+open the circuit: calls pass the node over at once, and those under way are given up. An answer, of whatever kind, closes it.
 
-Only calls that waited long count. A caller with a deadline of 5 ms proves nothing about a node.
+Time is an argument: seconds of a monotonic clock.
 """
 
 from __future__ import annotations
@@ -12,27 +13,39 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-FAILURES_TO_OPEN: Final = 3
-SLOW_S: Final = 0.5
-"""A call counts as unanswered only after this long."""
+SUSPECT_AFTER_S: Final = 0.5
+"""A node that was asked and has said nothing for so long is probed."""
+PROBES_TO_OPEN: Final = 3
+"""Probes lost in a row."""
 
 
 @dataclass(slots=True)
 class Circuit:
-    """The memory of one node's latest calls."""
+    """The memory of one node's silence."""
 
-    unanswered: int = 0
+    silent_since_s: float | None = None
+    """When the node was asked first since its last answer; None: it owes none."""
+    probes_lost: int = 0
 
     @property
     def open(self) -> bool:
         """True: pass the node over."""
-        return self.unanswered >= FAILURES_TO_OPEN
+        return self.probes_lost >= PROBES_TO_OPEN
+
+    def suspect(self, now_s: float) -> bool:
+        """Whether to probe the node."""
+        return self.silent_since_s is not None and now_s - self.silent_since_s >= SUSPECT_AFTER_S
+
+    def asked(self, now_s: float) -> None:
+        """A call left."""
+        if self.silent_since_s is None:
+            self.silent_since_s = now_s
 
     def answered(self) -> None:
         """Any answer, even a refusal, shows that the node is there."""
-        self.unanswered = 0
+        self.silent_since_s = None
+        self.probes_lost = 0
 
-    def gave_up(self, waited_s: float) -> None:
-        """A call ended without an answer after `waited_s` seconds."""
-        if waited_s >= SLOW_S:
-            self.unanswered += 1
+    def probe_lost(self) -> None:
+        """A probe got no answer."""
+        self.probes_lost += 1

@@ -14,14 +14,20 @@ from vectorfleet.internal.v1 import shard_service_pb2
 from vectorfleet.v1 import cluster_service_pb2, types_pb2
 
 NODE_TIMEOUT_S: Final = 2.0
-"""A node that does not answer within it is shown as one that does not answer."""
+"""Where nodes are only shown: one that does not answer within it is shown as such."""
 
 Descriptions: TypeAlias = dict[str, shard_service_pb2.DescribeResponse | errors.VectorfleetError]
 """Node id → what it said, or why it said nothing."""
 
 
 async def describe(
-    nodes: NodePool, state: ClusterState, node_ids: Iterable[str], uid: str, deadline: Deadline
+    nodes: NodePool,
+    state: ClusterState,
+    node_ids: Iterable[str],
+    uid: str,
+    deadline: Deadline,
+    *,
+    patience_s: float = NODE_TIMEOUT_S,
 ) -> Descriptions:
     """Asks nodes how their replicas stand; raises nothing but cancellation.
 
@@ -30,9 +36,10 @@ async def describe(
         state: where they are.
         node_ids: whom to ask.
         uid: only of this collection's replicas; "": all.
-        deadline: the caller's; each node has at most NODE_TIMEOUT_S of it.
+        deadline: the caller's.
+        patience_s: each node has at most this much of it.
     """
-    patience = Deadline(deadline.answer_by_s()).within(NODE_TIMEOUT_S)
+    patience = Deadline(deadline.answer_by_s()).within(patience_s)
 
     async def ask(node_id: str) -> shard_service_pb2.DescribeResponse | errors.VectorfleetError:
         node = nodes.find(node_id, state)
@@ -49,11 +56,16 @@ async def describe(
 
 
 async def describe_collection(
-    nodes: NodePool, state: ClusterState, record: CollectionRecord, deadline: Deadline
+    nodes: NodePool,
+    state: ClusterState,
+    record: CollectionRecord,
+    deadline: Deadline,
+    *,
+    patience_s: float = NODE_TIMEOUT_S,
 ) -> Descriptions:
-    """Asks every node that holds a replica of the collection."""
+    """Asks every node that holds a replica of the collection; arguments as in `describe`."""
     holders = {node for shard in record.shards for node in (*shard.replicas, shard.primary) if node}
-    return await describe(nodes, state, holders, record.uid, deadline)
+    return await describe(nodes, state, holders, record.uid, deadline, patience_s=patience_s)
 
 
 def replica_on(

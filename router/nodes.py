@@ -13,7 +13,7 @@ import logging
 import time
 from collections.abc import Awaitable
 from dataclasses import dataclass, field
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import grpc
 
@@ -27,6 +27,8 @@ from vectorfleet.rpc_options import CHANNEL_OPTIONS
 PROBE_INTERVAL_S: Final = 0.25
 PROBE_TIMEOUT_S: Final = 1.0
 _CLOSE_GRACE_S: Final = 1.0
+_SILENCE: Final = frozenset({"DEADLINE_EXCEEDED", "UNREACHABLE", "CANCELLED"})
+"""Errors that the way to a node, or the caller's own patience, may have made without the node."""
 
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -40,31 +42,44 @@ class Node:
     channel: grpc.aio.Channel
     stub: shard_service_pb2_grpc.ShardServiceAsyncStub
     circuit: Circuit = field(default_factory=Circuit)
+    under_way: set[Any] = field(default_factory=set)
+    """Calls that wait for this node."""
 
-    async def call(self, call: Awaitable[T], *, long: bool = False) -> T:
-        """Awaits a call to this node, and remembers whether it was answered.
-
-        Args:
-            call: to be awaited.
-            long: True: it takes its time, so that giving it up says nothing about the node.
+    async def call(self, call: Awaitable[T]) -> T:
+        """Awaits a call to this node (a gRPC call, or a coroutine that makes one), and remembers whether it was answered.
 
         Raises:
-            VectorfleetError: what the node, or the way to it, answered.
+            VectorfleetError: what the node, or the way to it, answered; `Unavailable` where it is given up meanwhile.
         """
-        begin = time.monotonic()
-        answered = False
+        if asyncio.iscoroutine(call):
+            call = asyncio.ensure_future(call)  # what can be cancelled, as gRPC's own calls can
+        self.circuit.asked(time.monotonic())
+        self.under_way.add(call)
         try:
             response = await call
-            answered = True
-            return response
         except grpc.aio.AioRpcError as error:
-            answered = error.code() != grpc.StatusCode.DEADLINE_EXCEEDED
-            raise errors.from_rpc_error(error) from error
-        finally:  # a call that was cancelled tells as much as one that timed out
-            if answered:
+            told = errors.from_rpc_error(error)
+            if told.reason not in _SILENCE:
                 self.circuit.answered()
-            elif not long:
-                self.circuit.gave_up(time.monotonic() - begin)
+            raise told from error
+        except asyncio.CancelledError:
+            if self.circuit.open and not _cancelling():
+                raise errors.Unavailable("it does not answer", reason="UNREACHABLE") from None
+            raise
+        finally:
+            self.under_way.discard(call)
+        self.circuit.answered()
+        return response
+
+    def give_up(self) -> None:
+        """Ends all calls that wait for this node."""
+        for call in list(self.under_way):
+            call.cancel()
+
+
+def _cancelling() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 class NodePool:
@@ -126,11 +141,22 @@ class NodePool:
     async def _probe(self) -> None:
         while True:
             await asyncio.sleep(PROBE_INTERVAL_S)
-            await asyncio.gather(*(self._ask(node) for node in list(self._nodes.values()) if node.circuit.open))
+            now_s = time.monotonic()
+            await asyncio.gather(
+                *(self._ask(node) for node in list(self._nodes.values()) if node.circuit.suspect(now_s))
+            )
 
     async def _ask(self, node: Node) -> None:
         request = shard_service_pb2.DescribeRequest(collection_uid="-")  # of no collection: the smallest answer
         try:
             await node.call(node.stub.Describe(request, timeout=PROBE_TIMEOUT_S))
         except errors.VectorfleetError as error:
-            _log.info("node at %s still does not answer: %s", node.address, error)
+            if error.reason not in _SILENCE:
+                return
+            was_open = node.circuit.open
+            node.circuit.probe_lost()
+            if node.circuit.open and not was_open:
+                _log.warning("node at %s does not answer and is passed over until it does: %s", node.address, error)
+                node.give_up()
+        else:
+            _log.debug("node at %s answers", node.address)

@@ -103,7 +103,10 @@ class Reads:
     async def _count(
         self, record: CollectionRecord, state: ClusterState, deadline: Deadline
     ) -> tuple[int, errors.VectorfleetError | None]:
-        descriptions = await describe_collection(self._nodes, state, record, deadline)
+        # A number that lacks a shard is no answer: the caller's whole time is for it.
+        descriptions = await describe_collection(
+            self._nodes, state, record, deadline, patience_s=deadline.remaining_s()
+        )
         whys = (why_not_serving(descriptions, record, shard) for shard in record.shards)
         replicas = (replica_on(descriptions, shard.primary, record.uid, shard.shard) for shard in record.shards)
         points = sum(replica.state.points for replica in replicas if replica is not None)

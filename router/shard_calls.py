@@ -63,7 +63,6 @@ class ShardCalls:
         deadline: Deadline,
         *,
         primary: bool = False,
-        long: bool = False,
     ) -> T:
         """Calls one shard.
 
@@ -73,19 +72,18 @@ class ShardCalls:
             call: starts the RPC; called once more after a stale map.
             deadline: the caller's.
             primary: True: the primary alone will do.
-            long: True: it takes its time; see `Node.call`.
 
         Raises:
             VectorfleetError: naming the shard and its node.
         """
         state = self._coordinator.state
         try:
-            return await self._try(state, record, shard, call, deadline, primary=primary, long=long)
+            return await self._try(state, record, shard, call, deadline, primary=primary)
         except errors.Unavailable as error:
             if error.reason != "STALE_SHARD_MAP":
                 raise
         state = await newer_state(self._coordinator, state.epoch, deadline)
-        return await self._try(state, record, shard, call, deadline, primary=primary, long=long)
+        return await self._try(state, record, shard, call, deadline, primary=primary)
 
     async def call_all(
         self, record: CollectionRecord, calls: Mapping[int, Call[T]], deadline: Deadline, *, primary: bool = False
@@ -115,7 +113,6 @@ class ShardCalls:
         deadline: Deadline,
         *,
         primary: bool,
-        long: bool,
     ) -> T:
         newest = state.by_uid(record.uid)
         if newest is None:
@@ -129,7 +126,7 @@ class ShardCalls:
         if node is None or node.circuit.open:
             raise errors.Unavailable(f"{place} does not answer")
         try:
-            return await node.call(call(node.stub, shard, state.epoch, deadline.remaining_s()), long=long)
+            return await node.call(call(node.stub, shard, state.epoch, deadline.remaining_s()))
         except errors.VectorfleetError as error:
             raise _of_shard(error, place) from error
 

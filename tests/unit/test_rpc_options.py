@@ -23,6 +23,10 @@ def hasty(options: Sequence[tuple[str, int]]) -> list[tuple[str, int]]:
     return [(key, value // 10 if key in often else value) for key, value in options]
 
 
+def channel_to(port: int) -> grpc.aio.Channel:
+    return grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=hasty(CHANNEL_OPTIONS))
+
+
 @contextlib.asynccontextmanager
 async def serving(release: asyncio.Event) -> AsyncIterator[int]:
     """A server whose one method answers when it is released; yields its port."""
@@ -44,23 +48,21 @@ async def serving(release: asyncio.Event) -> AsyncIterator[int]:
 
 async def test_a_quiet_call_outlives_its_pings() -> None:
     release = asyncio.Event()
-    async with serving(release) as port:
-        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=hasty(CHANNEL_OPTIONS)) as channel:
-            call = channel.unary_unary(METHOD)(b"x", timeout=60)
-            interval_s = dict(hasty(CHANNEL_OPTIONS))["grpc.keepalive_time_ms"] / 1000
-            asyncio.get_running_loop().call_later(PINGS_DURING_CALL * interval_s, release.set)
-            assert await call == b"x"
+    async with serving(release) as port, channel_to(port) as channel:
+        call = channel.unary_unary(METHOD)(b"x", timeout=60)
+        interval_s = dict(hasty(CHANNEL_OPTIONS))["grpc.keepalive_time_ms"] / 1000
+        asyncio.get_running_loop().call_later(PINGS_DURING_CALL * interval_s, release.set)
+        assert await call == b"x"
 
 
 async def test_a_frozen_peer_is_noticed_before_the_deadline() -> None:
     release = asyncio.Event()
-    async with serving(release) as port, frozen_on_demand(port) as (proxy_port, freeze):
-        async with grpc.aio.insecure_channel(f"127.0.0.1:{proxy_port}", options=hasty(CHANNEL_OPTIONS)) as channel:
-            await channel.channel_ready()
-            call = channel.unary_unary(METHOD)(b"x", timeout=60)
-            freeze.set()
-            with pytest.raises(grpc.aio.AioRpcError) as caught:
-                await call
+    async with serving(release) as port, frozen_on_demand(port) as (way, freeze), channel_to(way) as channel:
+        await channel.channel_ready()
+        call = channel.unary_unary(METHOD)(b"x", timeout=60)
+        freeze.set()
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await call
     assert caught.value.code() == grpc.StatusCode.UNAVAILABLE, caught.value.details()
 
 

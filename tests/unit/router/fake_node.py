@@ -34,6 +34,7 @@ class FakeNode(pb_grpc.ShardServiceServicer):
         stale: how many calls are refused as stale first.
         queries_max: a search with more would pass the message limit.
         gate: searches, writes and descriptions wait for it.
+        busy: searches alone wait for it.
         searches: the search requests that came.
         metric: of all collections here.
     """
@@ -45,6 +46,7 @@ class FakeNode(pb_grpc.ShardServiceServicer):
     stale: int = 0
     queries_max: int = 1024
     gate: asyncio.Event = field(default_factory=asyncio.Event)
+    busy: asyncio.Event = field(default_factory=asyncio.Event)
     searches: list[pb.SearchRequest] = field(default_factory=list)
     status: int = cluster_service_pb2.REPLICA_STATUS_SERVING
     coordinator: StaticCoordinator | None = None
@@ -52,6 +54,7 @@ class FakeNode(pb_grpc.ShardServiceServicer):
 
     def __post_init__(self) -> None:
         self.gate.set()
+        self.busy.set()
 
     async def Write(self, request: pb.WriteRequest, context: Any) -> pb.WriteResponse:  # noqa: N802
         await self._enter(request.shard)
@@ -75,6 +78,7 @@ class FakeNode(pb_grpc.ShardServiceServicer):
     async def Search(self, request: pb.SearchRequest, context: Any) -> pb.SearchResponse:  # noqa: N802
         self.searches.append(request)
         await self._enter()
+        await self.busy.wait()
         if request.query_count > self.queries_max:
             raise errors.ResourceExhausted("too much", reason="RESPONSE_TOO_LARGE")
         return pb.SearchResponse(results=[self._search(request, target.shard) for target in request.targets])
@@ -176,6 +180,7 @@ async def fleet(*names: str, metric: int = types_pb2.METRIC_L2, **settings: Any)
             await server.start()
             stack.push_async_callback(server.stop, 0)
             stack.callback(node.gate.set)
+            stack.callback(node.busy.set)
             assert node.coordinator is not None
             await node.coordinator.register(NodeInfo(name, f"127.0.0.1:{port}", "test"))
         stopping = asyncio.Event()
@@ -191,6 +196,7 @@ async def fleet(*names: str, metric: int = types_pb2.METRIC_L2, **settings: Any)
             await channel.close()
             for node in nodes.values():
                 node.gate.set()
+                node.busy.set()
             stopping.set()
             async with asyncio.timeout(20):
                 await running

@@ -8,7 +8,7 @@ import pytest
 
 from router import tokens
 from router.arguments import parse
-from router.circuit import FAILURES_TO_OPEN, SLOW_S, Circuit
+from router.circuit import PROBES_TO_OPEN, SUSPECT_AFTER_S, Circuit
 from router.deadline import Deadline
 from router.replica_choice import read_replica
 from vectorfleet.cluster.shard_map import CollectionRecord, ShardAssignment
@@ -23,20 +23,22 @@ def test_the_primary_answers_unless_it_cannot() -> None:
     assert read_replica(ShardAssignment(0, 0, 1), lambda _: True) == ""
 
 
-def test_a_circuit_opens_after_several_long_silences_and_closes_with_an_answer() -> None:
+def test_a_circuit_opens_after_lost_probes_and_closes_with_an_answer() -> None:
     circuit = Circuit()
-    for _ in range(100):
-        circuit.gave_up(SLOW_S / 2)
-    assert not circuit.open, "hasty callers prove nothing"
-    for _ in range(FAILURES_TO_OPEN - 1):
-        circuit.gave_up(SLOW_S)
-    circuit.answered()
-    for _ in range(FAILURES_TO_OPEN):
+    assert not circuit.suspect(1e9), "a node that nobody asked owes no answer"
+    circuit.asked(10.0)
+    circuit.asked(10.0 + SUSPECT_AFTER_S - 0.01)
+    assert not circuit.suspect(10.0 + SUSPECT_AFTER_S - 0.01)
+    assert circuit.suspect(10.0 + SUSPECT_AFTER_S), "hasty callers add up: their deadlines prove nothing, silence does"
+    for _ in range(PROBES_TO_OPEN):
         assert not circuit.open
-        circuit.gave_up(SLOW_S)
+        circuit.probe_lost()
     assert circuit.open
     circuit.answered()
     assert not circuit.open
+    assert not circuit.suspect(1e9)
+    circuit.asked(20.0)
+    assert not circuit.suspect(20.0 + SUSPECT_AFTER_S / 2)
 
 
 def test_tokens_name_their_collection_and_its_shards() -> None:

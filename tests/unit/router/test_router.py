@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
@@ -12,71 +12,16 @@ import numpy as np
 import pytest
 from google.rpc import status_pb2
 
-from tests.unit.router.fake_node import Fleet, fleet
+from tests.unit.router.api import DIM, SHARDS, TIMEOUT_S, Api, ids_of, loaded, question, refused, until
+from tests.unit.router.fake_node import fleet
 from vectorfleet import errors
 from vectorfleet.v1 import (
     cluster_service_pb2,
-    cluster_service_pb2_grpc,
     collection_service_pb2,
-    collection_service_pb2_grpc,
     point_service_pb2,
-    point_service_pb2_grpc,
     search_service_pb2,
-    search_service_pb2_grpc,
     types_pb2,
 )
-
-DIM, SHARDS, TIMEOUT_S = 4, 6, 20.0
-
-
-class Api:
-    def __init__(self, under: Fleet) -> None:
-        self.collections: Any = collection_service_pb2_grpc.CollectionServiceStub(under.channel)
-        self.points: Any = point_service_pb2_grpc.PointServiceStub(under.channel)
-        self.searches: Any = search_service_pb2_grpc.SearchServiceStub(under.channel)
-        self.cluster: Any = cluster_service_pb2_grpc.ClusterServiceStub(under.channel)
-
-    async def create(self, name: str = "c", **spec: Any) -> types_pb2.Collection:
-        spec = {"dim": DIM, "shards": SHARDS, **spec}
-        request = collection_service_pb2.CreateCollectionRequest(spec=types_pb2.CollectionSpec(name=name, **spec))
-        response = await self.collections.CreateCollection(request, timeout=TIMEOUT_S)
-        return response.collection
-
-    async def upsert(self, vectors: np.ndarray, ids: list[str], name: str = "c", **rest: Any) -> Any:
-        packed = point_service_pb2.PackedPoints(ids=ids, vectors=vectors.astype("<f4").tobytes(), **rest)
-        request = point_service_pb2.UpsertRequest(collection=name, packed=packed)
-        return await self.points.Upsert(request, timeout=TIMEOUT_S)
-
-    async def search(self, vectors: np.ndarray, name: str = "c", timeout_s: float = TIMEOUT_S, **rest: Any) -> Any:
-        return await self.searches.Search(question(vectors, name, **rest), timeout=timeout_s)
-
-
-def question(vectors: np.ndarray, name: str = "c", **rest: Any) -> search_service_pb2.SearchRequest:
-    queries = [search_service_pb2.Query(vector=vector.astype("<f4").tobytes()) for vector in vectors]
-    return search_service_pb2.SearchRequest(collection=name, queries=queries, **rest)
-
-
-async def refused(call: Any) -> errors.VectorfleetError:
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await call
-    return errors.from_rpc_error(caught.value)
-
-
-async def until(condition: Callable[[], Awaitable[bool]]) -> None:
-    async with asyncio.timeout(TIMEOUT_S):
-        while not await condition():  # noqa: ASYNC110 (other processes and gRPC decide it, no event of ours)
-            await asyncio.sleep(0.01)
-
-
-def ids_of(response: Any) -> list[list[str]]:
-    return [[hit.id for hit in result.hits] for result in response.results]
-
-
-async def loaded(api: Api, rng: np.random.Generator, count: int = 60) -> np.ndarray:
-    await api.create()
-    vectors = rng.standard_normal((count, DIM)).astype(np.float32)
-    await api.upsert(vectors, [f"{i:03}" for i in range(count)], payloads=[b'{"n":%d}' % i for i in range(count)])
-    return vectors
 
 
 async def test_the_whole_way(rng: np.random.Generator) -> None:
@@ -180,42 +125,6 @@ async def test_a_shard_that_fails_costs_its_part(rng: np.random.Generator) -> No
         # Writes and reads that need the shard say so.
         request = point_service_pb2.ScrollRequest(collection="c")
         assert (await refused(api.points.Scroll(request))).reason == "DATA_LOSS"
-
-
-async def test_a_node_that_hangs_costs_its_part_and_later_nothing(rng: np.random.Generator) -> None:
-    async with fleet("n1", "n2") as under:
-        api = Api(under)
-        vectors = await loaded(api, rng)
-        under.nodes["n2"].gate.clear()
-        for _ in range(3):
-            found = await api.search(vectors[:1], timeout_s=1.0)
-            assert found.coverage.shards_answered == SHARDS // 2
-            assert {missing.reason for missing in found.coverage.missing} == {"DEADLINE_EXCEEDED"}
-        begin = time.monotonic()
-        found = await api.search(vectors[:1], timeout_s=10.0)
-        assert time.monotonic() - begin < 2, "the circuit is open: nobody waits for the node"
-        assert {missing.reason for missing in found.coverage.missing} == {"SHARD_UNAVAILABLE"}
-        under.nodes["n2"].gate.set()
-
-        async def whole() -> bool:
-            return not (await api.search(vectors[:1])).coverage.missing
-
-        await until(whole)
-
-
-async def test_callers_behind_a_hanging_node_do_not_wait_for_one_another(rng: np.random.Generator) -> None:
-    async with fleet("n1", "n2") as under:
-        api = Api(under)
-        vectors = await loaded(api, rng)
-        under.nodes["n2"].gate.clear()
-        begin = time.monotonic()
-        patient = [asyncio.create_task(api.search(vectors[:1], timeout_s=5.0)) for _ in range(20)]
-        hasty = await asyncio.gather(*(api.search(vectors[i : i + 1], timeout_s=0.6) for i in range(20)))
-        assert time.monotonic() - begin < 2
-        assert all(answer.coverage.shards_answered == SHARDS // 2 for answer in hasty)
-        assert [answer.results[0].hits[0].id for answer in hasty] == [answer.results[0].hits[0].id for answer in hasty]
-        under.nodes["n2"].gate.set()
-        assert all(answer.coverage.shards_answered == SHARDS for answer in await asyncio.gather(*patient))
 
 
 async def test_one_retry_after_a_stale_map(rng: np.random.Generator) -> None:

@@ -1,0 +1,74 @@
+"""A router before nodes that hang, or only take long: what its callers get, and when."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import numpy as np
+
+from router.describing import NODE_TIMEOUT_S
+from tests.unit.router.api import SHARDS, Api, loaded, until
+from tests.unit.router.fake_node import fleet
+from vectorfleet.v1 import (
+    point_service_pb2,
+)
+
+
+async def test_a_node_that_hangs_costs_its_part_and_later_nothing(rng: np.random.Generator) -> None:
+    async with fleet("n1", "n2") as under:
+        api = Api(under)
+        vectors = await loaded(api, rng)
+        under.nodes["n2"].gate.clear()
+        hasty = await api.search(vectors[:1], timeout_s=0.3)
+        assert hasty.coverage.shards_answered == SHARDS // 2
+        assert {missing.reason for missing in hasty.coverage.missing} == {"DEADLINE_EXCEEDED"}
+        patient = await api.search(vectors[:1], timeout_s=600.0)
+        assert {missing.reason for missing in patient.coverage.missing} == {"SHARD_UNAVAILABLE"}, "probes find it out"
+        asked = len(under.nodes["n2"].searches)
+        found = await api.search(vectors[:1], timeout_s=600.0)
+        assert {missing.reason for missing in found.coverage.missing} == {"SHARD_UNAVAILABLE"}
+        assert len(under.nodes["n2"].searches) == asked, "the circuit is open: nobody asks the node"
+        under.nodes["n2"].gate.set()
+
+        async def whole() -> bool:
+            return not (await api.search(vectors[:1])).coverage.missing
+
+        await until(whole)
+
+
+async def test_a_node_that_works_long_is_waited_for(rng: np.random.Generator) -> None:
+    async with fleet("n1", "n2") as under:
+        api = Api(under)
+        vectors = await loaded(api, rng)
+        node = under.nodes["n2"]
+        node.busy.clear()
+        # Longer than it takes to open the circuit of a node that hangs.
+        asyncio.get_running_loop().call_later(6.0, node.busy.set)
+        found = await api.search(vectors[:1], timeout_s=60.0)
+        assert found.coverage.shards_answered == SHARDS
+
+
+async def test_a_count_waits_as_long_as_its_caller(rng: np.random.Generator) -> None:
+    async with fleet("n1", "n2") as under:
+        api = Api(under)
+        await loaded(api, rng)
+        under.nodes["n2"].gate.clear()
+        asyncio.get_running_loop().call_later(NODE_TIMEOUT_S + 0.2, under.nodes["n2"].gate.set)
+        request = point_service_pb2.CountRequest(collection="c")
+        assert (await api.points.Count(request, timeout=60.0)).points == 60
+
+
+async def test_callers_behind_a_hanging_node_do_not_wait_for_one_another(rng: np.random.Generator) -> None:
+    async with fleet("n1", "n2") as under:
+        api = Api(under)
+        vectors = await loaded(api, rng)
+        under.nodes["n2"].gate.clear()
+        begin = time.monotonic()
+        patient = [asyncio.create_task(api.search(vectors[:1], timeout_s=5.0)) for _ in range(20)]
+        hasty = await asyncio.gather(*(api.search(vectors[i : i + 1], timeout_s=0.6) for i in range(20)))
+        assert time.monotonic() - begin < 2
+        assert all(answer.coverage.shards_answered == SHARDS // 2 for answer in hasty)
+        assert [answer.results[0].hits[0].id for answer in hasty] == [answer.results[0].hits[0].id for answer in hasty]
+        under.nodes["n2"].gate.set()
+        assert all(answer.coverage.shards_answered == SHARDS for answer in await asyncio.gather(*patient))
