@@ -119,8 +119,10 @@ class PointService(pb_grpc.PointServiceServicer):
                 yield await self._batch(request, record)
 
         async def write(points: Points) -> Written:
-            deadline = Deadline.after(limits.CALL_TIMEOUT_DEFAULT_S)
-            with self._budget.holding(points.vectors.nbytes + sum(map(len, points.payloads))):
+            size = _bytes_of(points)
+            await self._budget.room_for(size)
+            with self._budget.holding(size):
+                deadline = Deadline.after(limits.CALL_TIMEOUT_DEFAULT_S)
                 return await self._writes.upsert(record, points, deadline if whole is None else min(deadline, whole))
 
         written = await write_stream(batches(), write)
@@ -130,6 +132,8 @@ class PointService(pb_grpc.PointServiceServicer):
         return self._catalog.find(validation.collection_name(name))
 
     async def _batch(self, request: pb.BulkUpsertRequest, record: CollectionRecord) -> Points:
+        # While there is no room, the stream is not read on, and gRPC's flow control holds its sender back.
+        await self._budget.room_for(request.ByteSize())
         points = await _checked(request.ByteSize(), validation.packed_points, request.packed, record.dim, record.metric)
         return points.last_of_each_id()
 
@@ -148,6 +152,10 @@ async def _checked(size: int, check: Callable[..., T], *arguments: object) -> T:
     if size <= CHECK_ON_LOOP_BYTES_MAX:
         return check(*arguments)
     return await asyncio.to_thread(check, *arguments)
+
+
+def _bytes_of(points: Points) -> int:
+    return points.vectors.nbytes + sum(map(len, points.payloads))
 
 
 def _points_bytes(points: int, record: CollectionRecord, with_vector: bool) -> int:

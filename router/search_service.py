@@ -18,6 +18,7 @@ from router.searches import MERGE_ON_LOOP_MAX, Searches, Share
 from router.texts import embed_texts
 from router.validation import SearchOptions
 from vectorfleet import errors, limits
+from vectorfleet.cluster.shard_map import CollectionRecord
 from vectorfleet.v1 import search_service_pb2
 
 NAME: Final = search_service_pb2.DESCRIPTOR.services_by_name["SearchService"].full_name
@@ -91,14 +92,21 @@ class SearchService:
             lambda row: f"queries[{row}].{request.queries[row].WhichOneof('query')}",
             skip=skip,
         )
-        hit_bytes = HIT_BYTES + options.with_payload * PAYLOAD_BYTES + options.with_vector * 4 * record.dim
-        with self._budget.holding(queries.vectors.nbytes + len(queries.vectors) * options.k * hit_bytes):
+        with self._budget.holding(_bytes_at_most(record, len(queries.vectors), options)):
             vectors = await embed_texts(
                 self._embedder, queries, record, Purpose.QUERY, lambda row: f"queries[{row}].text"
             )
             share = await self._searches.search(record, vectors, options, min_seqno, deadline)
             _demand(min_coverage, share)
             return await _render(share, record.dim, options)
+
+
+def _bytes_at_most(record: CollectionRecord, queries: int, options: SearchOptions) -> int:
+    """What a search may come to hold: its hits, or what the nodes' messages and the answer can carry of them."""
+    hit_bytes = HIT_BYTES + options.with_payload * PAYLOAD_BYTES + options.with_vector * 4 * record.dim
+    messages = 1 + len({shard.primary for shard in record.shards})
+    hits_bytes = min(queries * options.k * hit_bytes, messages * limits.MESSAGE_BYTES_MAX, SEARCH_BYTES_MAX // 4)
+    return queries * 4 * record.dim + hits_bytes
 
 
 def _demand(min_coverage: float, share: Share) -> None:
