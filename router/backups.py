@@ -28,6 +28,7 @@ from router.nodes import NodePool
 from router.shard_calls import Call, ShardCalls
 from vectorfleet import errors
 from vectorfleet._version import __version__
+from vectorfleet.cluster.backup_place import spelt
 from vectorfleet.cluster.coordinator import Conflict, Coordinator
 from vectorfleet.cluster.placement import placement_for
 from vectorfleet.cluster.shard_map import CollectionRecord, RestoreRecord, ShardAssignment
@@ -96,8 +97,7 @@ class Backups:
         Raises:
             VectorfleetError: see the contract. Nothing that looks complete is left.
         """
-        if not destination:
-            validation.refuse("destination", "a destination is required")
+        destination = spelt(destination, "destination")
         records = [self._catalog.find(name) for name in dict.fromkeys(names)] or self._catalog.visible()
         if not records:
             raise errors.NotFound("there is no collection to back up")
@@ -118,19 +118,21 @@ class Backups:
             written_by=__version__,
         )
         slots = asyncio.Semaphore(SHARDS_AT_ONCE)
-        new_objects: dict[ShardKey, int] = {}
+        new_objects = 0
 
-        async def one(record: CollectionRecord, number: int) -> backup_pb2.ShardBackup:
-            call = _shard_copy(record, number, destination, tally, new_objects)
+        async def one(record: CollectionRecord, number: int) -> shard_pb.BackUpShardResponse:
+            call = _shard_copy(record, number, destination, tally)
             async with slots:
                 return await self._calls.call(record, number, call, deadline, primary=True)
 
-        for record, copies in zip(
-            records, await _all_of([[one(r, s.shard) for s in r.shards] for r in records]), strict=True
-        ):
-            manifest.collections.append(
-                backup_pb2.CollectionBackup(uid=record.uid, record=record.to_json().decode(), shards=copies)
-            )
+        copies = await _all_of([[one(record, shard.shard) for shard in record.shards] for record in records])
+        for record, copied in zip(records, copies, strict=True):
+            kept = manifest.collections.add(uid=record.uid, record=record.to_json().decode())
+            for response in copied:
+                kept.shards.append(response.shard)
+                new_objects += response.new_objects
+                if response.HasField("codebook"):
+                    kept.codebook.CopyFrom(response.codebook)
         request = shard_pb.WriteBackupRequest(destination=destination, manifest=manifest)
         await self._ask_any_node(lambda stub, timeout_s: stub.WriteBackup(request, timeout=timeout_s), deadline)
         _log.info("backup %s of %d collections in %s is complete", manifest.id, len(records), destination)
@@ -147,7 +149,7 @@ class Backups:
             ],
             objects=sum(shard.objects for shard in shards),
             bytes=sum(shard.bytes for shard in shards),
-            new_objects=sum(new_objects.values()),
+            new_objects=new_objects,
             new_bytes=tally.progress().bytes_done,
         )
 
@@ -167,8 +169,7 @@ class Backups:
         Raises:
             VectorfleetError: see the contract. Nothing is left of what was begun.
         """
-        if not source:
-            validation.refuse("source", "a source is required")
+        source = spelt(source, "source")
         request = shard_pb.ReadBackupRequest(source=source, backup=backup)
         answer = await self._ask_any_node(lambda stub, timeout_s: stub.ReadBackup(request, timeout=timeout_s), deadline)
         records = _records_to_make(answer.manifest, source, targets)
@@ -272,25 +273,25 @@ class Backups:
 
 
 def _shard_copy(
-    record: CollectionRecord, number: int, destination: str, tally: Tally, new_objects: dict[ShardKey, int]
-) -> Call[backup_pb2.ShardBackup]:
+    record: CollectionRecord, number: int, destination: str, tally: Tally
+) -> Call[shard_pb.BackUpShardResponse]:
     """The call that copies one shard."""
     key = record.uid, number
 
-    async def call(stub: Any, shard: ShardAssignment, epoch: int, timeout_s: float) -> backup_pb2.ShardBackup:
+    async def call(stub: Any, shard: ShardAssignment, epoch: int, timeout_s: float) -> shard_pb.BackUpShardResponse:
         request = shard_pb.BackUpShardRequest(
             collection_uid=record.uid, shard=shard.shard, epoch=epoch, destination=destination
         )
         if record.codebook is not None:
             request.codebook_version = record.codebook.version
             request.codebook_checksum = record.codebook.checksum
+            request.with_codebook = number == record.shards[0].shard
         copied = None
         response: shard_pb.BackUpShardResponse
         async for response in stub.BackUpShard(request, timeout=timeout_s):
             tally.note(key, response.bytes_total, response.bytes_done, response.bytes_reused)
             if response.HasField("shard"):
-                copied = response.shard
-                new_objects[key] = response.new_objects
+                copied = response
         if copied is None:
             raise errors.InternalError("the node ended its copy without saying what it copied")
         tally.done.add(key)

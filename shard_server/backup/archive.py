@@ -9,13 +9,21 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from shard_server.backup import layout
 from shard_server.backup.places import Roots
 from shard_server.backup.stores import ObjectStore, open_store
-from shard_server.backup.transfer import MANIFEST_BYTES_MAX, Transfer, download_shard, upload_shard
+from shard_server.backup.transfer import (
+    MANIFEST_BYTES_MAX,
+    Transfer,
+    download_shard,
+    read_object,
+    upload_codebook,
+    upload_shard,
+)
 from shard_server.codebook_store import CodebookStore
 from shard_server.durable import sync_folder
 from shard_server.hosted import HostedReplica
@@ -31,10 +39,13 @@ if TYPE_CHECKING:
 
 Adopt = Callable[[Path, CollectionRecord, int], None]
 """(directory, collection, shard); blocks."""
+_Copied = tuple[backup_pb2.ShardBackup | None, backup_pb2.BackupObject | None]
+"""What was copied: a shard, and the codebook where that was asked for."""
 
 TELL_S: Final = 0.25
 """How often a router hears how far a copy is."""
 CLOSE_TIMEOUT_S: Final = 5.0
+STORES_KEPT: Final = 4
 _log = logging.getLogger(__name__)
 
 
@@ -60,7 +71,9 @@ class Archive:
         self._adopt = adopt
         self._snapshots = snapshots
         self._copies = copies
-        self._running: dict[asyncio.Task[backup_pb2.ShardBackup], Transfer] = {}
+        self._running: dict[asyncio.Task[_Copied], Transfer] = {}
+        # To begin with an object store takes its library half a second.
+        self._store_at = lru_cache(STORES_KEPT)(open_store)
 
     # ------------------------------------------------------------------ out
 
@@ -93,26 +106,28 @@ class Archive:
 
     async def _copy(
         self, held: HostedReplica, place: str, request: pb.BackUpShardRequest, transfer: Transfer
-    ) -> backup_pb2.ShardBackup:
-        version = request.codebook_version
-        snapshot = await held.run(self._snapshots, None, _snapshot, version)
+    ) -> _Copied:
+        snapshot = await held.run(self._snapshots, None, _snapshot, request.codebook_version)
         try:
-            return await self._copies.run(self._upload, place, snapshot, version, request.codebook_checksum, transfer)
+            return await self._copies.run(self._upload, place, snapshot, request, transfer)
         finally:
             await self._copies.run(snapshot.remove)
 
-    def _ended(self, task: asyncio.Task[backup_pb2.ShardBackup]) -> None:
+    def _ended(self, task: asyncio.Task[_Copied]) -> None:
         self._running.pop(task, None)
         if not task.cancelled():
             task.exception()  # whoever waits for it gets it; nobody need wait
 
-    def _upload(
-        self, place: str, snapshot: Snapshot, version: int, checksum: str, transfer: Transfer
-    ) -> backup_pb2.ShardBackup:
-        codebook = self._codebooks.load(snapshot.collection_uid, version, checksum) if version else None
-        if version and codebook is None:
+    def _upload(self, place: str, snapshot: Snapshot, request: pb.BackUpShardRequest, transfer: Transfer) -> _Copied:
+        store = self._store_at(place)
+        shard = upload_shard(store, snapshot, transfer)
+        if not request.with_codebook:
+            return shard, None
+        uid, version = snapshot.collection_uid, request.codebook_version
+        codebook = self._codebooks.load(uid, version, request.codebook_checksum)
+        if codebook is None:
             raise Unavailable(f"node {self._node_id} does not have codebook {version} yet: try again")
-        return upload_shard(open_store(place), snapshot, codebook, transfer)
+        return shard, upload_codebook(store, uid, codebook, transfer)
 
     # ------------------------------------------------------------------ manifests
 
@@ -120,7 +135,7 @@ class Archive:
         """Writes a backup's manifest: from now on it exists."""
         admitted = self._roots.admit(place, self._node_id)
         key = layout.manifest_key(manifest.id)
-        await self._copies.run(lambda: open_store(admitted).put(key, layout.write_manifest(manifest)))
+        await self._copies.run(lambda: self._store_at(admitted).put(key, layout.write_manifest(manifest)))
 
     async def read(self, place: str, backup: str) -> backup_pb2.BackupManifest:
         """Reads the manifest of a backup, or of the newest one.
@@ -131,7 +146,7 @@ class Archive:
             FailedPrecondition: DESTINATION_REFUSED, BACKUP_FORMAT_UNKNOWN.
         """
         admitted = self._roots.admit(place, self._node_id)
-        return await self._copies.run(lambda: _read(open_store(admitted), admitted, backup))
+        return await self._copies.run(lambda: _read(self._store_at(admitted), admitted, backup))
 
     # ------------------------------------------------------------------ in
 
@@ -165,27 +180,25 @@ class Archive:
         directory: Path,
         transfer: Transfer,
     ) -> int:
-        store = open_store(place)
+        store = self._store_at(place)
         manifest = _read(store, place, source.backup)
-        found = [
-            kept for one in manifest.collections if one.uid == source.uid for kept in one.shards if kept.shard == shard
-        ]
-        if not found:
+        collection = next((one for one in manifest.collections if one.uid == source.uid), None)
+        kept = next((one for one in collection.shards if one.shard == shard), None) if collection else None
+        if collection is None or kept is None:
             raise DataLoss(
                 f"backup {manifest.id} lacks shard {shard} of collection {source.uid}", reason="BACKUP_DAMAGED"
             )
-        book = record.codebook
-
-        def save_codebook(content: bytes) -> None:
-            if book is not None:
-                self._codebooks.save(record.uid, book.version, content)
-
+        if record.codebook is not None:
+            transfer.bytes_total = collection.codebook.bytes
+            codebook = read_object(store, collection.codebook, collection.codebook.bytes)
+            transfer.moved(len(codebook))
+            self._codebooks.save(record.uid, record.codebook.version, codebook)
         building = directory.with_name(f"{directory.name}.restoring")
-        download_shard(store, found[0], building, save_codebook, transfer)
+        download_shard(store, kept, building, transfer)
         self._adopt(building, record, shard)
         building.rename(directory)
         sync_folder(directory.parent)
-        return found[0].seqno
+        return kept.seqno
 
     # ------------------------------------------------------------------ the end
 
@@ -201,13 +214,14 @@ def _snapshot(replica: Replica, codebook_version: int) -> Snapshot:
     return replica.snapshot(codebook_version)
 
 
-def _told(transfer: Transfer, copied: backup_pb2.ShardBackup | None = None) -> pb.BackUpShardResponse:
+def _told(transfer: Transfer, copied: _Copied = (None, None)) -> pb.BackUpShardResponse:
     return pb.BackUpShardResponse(
         bytes_total=transfer.bytes_total,
         bytes_done=transfer.bytes_done,
         bytes_reused=transfer.bytes_reused,
         new_objects=transfer.new_objects,
-        shard=copied,
+        shard=copied[0],
+        codebook=copied[1],
     )
 
 

@@ -7,50 +7,16 @@ Whoever reaches a router can ask for a backup, so the roots are what keeps it fr
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterable
-from typing import Final
 
+from vectorfleet.cluster.backup_place import is_url, spelt
 from vectorfleet.errors import FailedPrecondition, InvalidRequest
-
-PLACE_CHARS_MAX: Final = 1024
-_URL: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
-_DIRECTORY_SCHEMES: Final = frozenset({"file", "local"})
-
-
-def is_url(place: str) -> bool:
-    """Whether a normalised place is a URL; else it is a directory."""
-    return _URL.fullmatch(place) is not None
 
 
 def normalised(place: str) -> str:
-    """The one spelling of a place: an absolute directory without links, or `scheme://bucket/folder`.
-
-    Raises:
-        InvalidRequest: it is neither.
-    """
-    if not place or len(place) > PLACE_CHARS_MAX or not place.isprintable():
-        raise InvalidRequest(f"a backup's place is 1 to {PLACE_CHARS_MAX} printable characters", field="destination")
-    found = _URL.fullmatch(place)
-    if found is not None and found[1].lower() not in _DIRECTORY_SCHEMES:
-        return _url(place, found[1].lower(), found[2])
-    path = place if found is None else found[2]
-    if not os.path.isabs(path):
-        raise InvalidRequest(
-            f"{place!r} is neither an absolute path nor a URL such as s3://bucket/folder", field="destination"
-        )
-    return os.path.realpath(path)
-
-
-def _url(place: str, scheme: str, rest: str) -> str:
-    parts = rest.rstrip("/").split("/")
-    # fsspec chains protocols with "::", and some stores read "?versionId=": neither has a place in a destination.
-    if any(part in ("", ".", "..") for part in parts) or any(mark in rest for mark in ("::", "?", "#", "\\", "*", "[")):
-        raise InvalidRequest(
-            f"{place!r} must be scheme://bucket/folder, without empty parts, dots, queries or wildcards",
-            field="destination",
-        )
-    return f"{scheme}://{'/'.join(parts)}"
+    """The one spelling of a place: a directory without links, or `scheme://bucket/folder`. Raises `InvalidRequest`."""
+    one = spelt(place, "destination")
+    return one if is_url(one) else os.path.realpath(one)
 
 
 class Roots:

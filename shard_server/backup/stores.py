@@ -21,8 +21,8 @@ from typing import Any, Final, Protocol
 import fsspec
 from fsspec.callbacks import Callback
 
-from shard_server.backup.places import is_url
 from shard_server.durable import sync_folder
+from vectorfleet.cluster.backup_place import is_url
 from vectorfleet.errors import FailedPrecondition, ResourceExhausted, Unavailable, VectorfleetError
 
 CHUNK_BYTES: Final = 4 << 20

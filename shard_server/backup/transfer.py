@@ -6,7 +6,7 @@ Out: files that are not there yet, then the list of all of them. Back: each file
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Final
 
@@ -49,7 +49,6 @@ class Transfer:
 def upload_shard(
     store: ObjectStore,
     snapshot: Snapshot,
-    codebook: bytes | None,
     transfer: Transfer,
 ) -> backup_pb2.ShardBackup:
     """Copies a snapshot to a store.
@@ -57,7 +56,6 @@ def upload_shard(
     Args:
         store: the destination.
         snapshot: of the replica.
-        codebook: the content of the codebook's file; None: the collection has none.
         transfer: is told how far it is.
 
     Raises:
@@ -69,29 +67,36 @@ def upload_shard(
         backup_pb2.BackedUpFile(path=entry.name, object=layout.object_of(prefix, entry))
         for entry in snapshot.contents()
     ]
-    new = layout.absent(listed, store.sizes(prefix))
+    present = store.sizes(prefix)
+    new = layout.absent(listed, present)
     transfer.bytes_total = sum(one.object.bytes for one in new)
     transfer.bytes_reused = sum(one.object.bytes for one in listed) - transfer.bytes_total
     for one in new:
         files.verify(snapshot.directory, [_entry(one)])
         store.put_file(one.object.key, snapshot.directory / one.path, transfer.moved)
         transfer.new_objects += 1
-    contents = backup_pb2.ShardContents(files=listed)
-    if codebook is not None:
-        contents.codebook.CopyFrom(_put(store, layout.codebook_prefix(snapshot.collection_uid), codebook, transfer))
+    contents = layout.to_json(backup_pb2.ShardContents(files=listed))
     return backup_pb2.ShardBackup(
         shard=snapshot.shard,
         seqno=snapshot.seqno,
-        contents=_put(store, prefix, layout.to_json(contents), transfer),
+        contents=_put(store, prefix, contents, present, transfer),
         objects=len(listed),
         bytes=sum(one.object.bytes for one in listed),
     )
 
 
-def _put(store: ObjectStore, prefix: str, content: bytes, transfer: Transfer) -> backup_pb2.BackupObject:
+def upload_codebook(store: ObjectStore, uid: str, content: bytes, transfer: Transfer) -> backup_pb2.BackupObject:
+    """Copies a codebook's file to a store; raises as the store does."""
+    prefix = layout.codebook_prefix(uid)
+    return _put(store, prefix, content, store.sizes(prefix), transfer)
+
+
+def _put(
+    store: ObjectStore, prefix: str, content: bytes, present: Mapping[str, int], transfer: Transfer
+) -> backup_pb2.BackupObject:
     """Writes a content under the key that is its own, unless it is there."""
     one = layout.object_of_content(prefix, content)
-    if store.sizes(one.key).get(one.key) != one.bytes:
+    if present.get(one.key) != one.bytes:
         store.put(one.key, content)
         transfer.bytes_total += one.bytes
         transfer.moved(one.bytes)
@@ -103,7 +108,6 @@ def download_shard(
     store: ObjectStore,
     shard: backup_pb2.ShardBackup,
     building: Path,
-    save_codebook: Callable[[bytes], None],
     transfer: Transfer,
 ) -> None:
     """Copies a shard's files into a new folder, each checked and durable.
@@ -112,7 +116,6 @@ def download_shard(
         store: the source.
         shard: what the backup's manifest says of it.
         building: the folder; what an earlier try left there is removed.
-        save_codebook: is given the codebook's file, where there is one.
         transfer: is told how far it is.
 
     Raises:
@@ -123,11 +126,7 @@ def download_shard(
     contents = layout.from_json(
         backup_pb2.ShardContents, read_object(store, shard.contents, MANIFEST_BYTES_MAX), shard.contents.key
     )
-    transfer.bytes_total = sum(one.object.bytes for one in contents.files) + contents.codebook.bytes
-    if contents.HasField("codebook"):
-        content = read_object(store, contents.codebook, contents.codebook.bytes)
-        transfer.moved(len(content))
-        save_codebook(content)
+    transfer.bytes_total += sum(one.object.bytes for one in contents.files)
     folders = {building}
     for one in contents.files:
         path = building / _checked(one.path, shard.contents.key)

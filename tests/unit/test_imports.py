@@ -32,6 +32,7 @@ PURE = (
     "vectorfleet/rpc_options.py",
     "vectorfleet/sizing.py",
     "vectorfleet/cluster/codebook_shape.py",
+    "vectorfleet/cluster/backup_place.py",
     "vectorfleet/cluster/shard_map.py",
     "vectorfleet/cluster/placement.py",
     "router/assignment.py",

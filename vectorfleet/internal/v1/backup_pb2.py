@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$vectorfleet/internal/v1/backup.proto\x12\x17vectorfleet.internal.v1\"\xa0\x01\n\x0e\x42\x61\x63kupManifest\x12\x16\n\x0e\x66ormat_version\x18\x01 \x01(\r\x12\n\n\x02id\x18\x02 \x01(\t\x12\x16\n\x0e\x63reate_time_ms\x18\x03 \x01(\x04\x12\x12\n\nwritten_by\x18\x04 \x01(\t\x12>\n\x0b\x63ollections\x18\x05 \x03(\x0b\x32).vectorfleet.internal.v1.CollectionBackup\"e\n\x10\x43ollectionBackup\x12\x0b\n\x03uid\x18\x01 \x01(\t\x12\x0e\n\x06record\x18\x02 \x01(\t\x12\x34\n\x06shards\x18\x03 \x03(\x0b\x32$.vectorfleet.internal.v1.ShardBackup\"\x84\x01\n\x0bShardBackup\x12\r\n\x05shard\x18\x01 \x01(\r\x12\r\n\x05seqno\x18\x02 \x01(\x04\x12\x37\n\x08\x63ontents\x18\x03 \x01(\x0b\x32%.vectorfleet.internal.v1.BackupObject\x12\x0f\n\x07objects\x18\x04 \x01(\x04\x12\r\n\x05\x62ytes\x18\x05 \x01(\x04\"~\n\rShardContents\x12\x34\n\x05\x66iles\x18\x01 \x03(\x0b\x32%.vectorfleet.internal.v1.BackedUpFile\x12\x37\n\x08\x63odebook\x18\x02 \x01(\x0b\x32%.vectorfleet.internal.v1.BackupObject\"S\n\x0c\x42\x61\x63kedUpFile\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x35\n\x06object\x18\x02 \x01(\x0b\x32%.vectorfleet.internal.v1.BackupObject\"<\n\x0c\x42\x61\x63kupObject\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05\x62ytes\x18\x02 \x01(\x04\x12\x10\n\x08\x63hecksum\x18\x03 \x01(\x06\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$vectorfleet/internal/v1/backup.proto\x12\x17vectorfleet.internal.v1\"\xa0\x01\n\x0e\x42\x61\x63kupManifest\x12\x16\n\x0e\x66ormat_version\x18\x01 \x01(\r\x12\n\n\x02id\x18\x02 \x01(\t\x12\x16\n\x0e\x63reate_time_ms\x18\x03 \x01(\x04\x12\x12\n\nwritten_by\x18\x04 \x01(\t\x12>\n\x0b\x63ollections\x18\x05 \x03(\x0b\x32).vectorfleet.internal.v1.CollectionBackup\"\x9e\x01\n\x10\x43ollectionBackup\x12\x0b\n\x03uid\x18\x01 \x01(\t\x12\x0e\n\x06record\x18\x02 \x01(\t\x12\x34\n\x06shards\x18\x03 \x03(\x0b\x32$.vectorfleet.internal.v1.ShardBackup\x12\x37\n\x08\x63odebook\x18\x04 \x01(\x0b\x32%.vectorfleet.internal.v1.BackupObject\"\x84\x01\n\x0bShardBackup\x12\r\n\x05shard\x18\x01 \x01(\r\x12\r\n\x05seqno\x18\x02 \x01(\x04\x12\x37\n\x08\x63ontents\x18\x03 \x01(\x0b\x32%.vectorfleet.internal.v1.BackupObject\x12\x0f\n\x07objects\x18\x04 \x01(\x04\x12\r\n\x05\x62ytes\x18\x05 \x01(\x04\"E\n\rShardContents\x12\x34\n\x05\x66iles\x18\x01 \x03(\x0b\x32%.vectorfleet.internal.v1.BackedUpFile\"S\n\x0c\x42\x61\x63kedUpFile\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x35\n\x06object\x18\x02 \x01(\x0b\x32%.vectorfleet.internal.v1.BackupObject\"<\n\x0c\x42\x61\x63kupObject\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05\x62ytes\x18\x02 \x01(\x04\x12\x10\n\x08\x63hecksum\x18\x03 \x01(\x06\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,14 +33,14 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_BACKUPMANIFEST']._serialized_start=66
   _globals['_BACKUPMANIFEST']._serialized_end=226
-  _globals['_COLLECTIONBACKUP']._serialized_start=228
-  _globals['_COLLECTIONBACKUP']._serialized_end=329
-  _globals['_SHARDBACKUP']._serialized_start=332
-  _globals['_SHARDBACKUP']._serialized_end=464
-  _globals['_SHARDCONTENTS']._serialized_start=466
-  _globals['_SHARDCONTENTS']._serialized_end=592
-  _globals['_BACKEDUPFILE']._serialized_start=594
-  _globals['_BACKEDUPFILE']._serialized_end=677
-  _globals['_BACKUPOBJECT']._serialized_start=679
-  _globals['_BACKUPOBJECT']._serialized_end=739
+  _globals['_COLLECTIONBACKUP']._serialized_start=229
+  _globals['_COLLECTIONBACKUP']._serialized_end=387
+  _globals['_SHARDBACKUP']._serialized_start=390
+  _globals['_SHARDBACKUP']._serialized_end=522
+  _globals['_SHARDCONTENTS']._serialized_start=524
+  _globals['_SHARDCONTENTS']._serialized_end=593
+  _globals['_BACKEDUPFILE']._serialized_start=595
+  _globals['_BACKEDUPFILE']._serialized_end=678
+  _globals['_BACKUPOBJECT']._serialized_start=680
+  _globals['_BACKUPOBJECT']._serialized_end=740
 # @@protoc_insertion_point(module_scope)

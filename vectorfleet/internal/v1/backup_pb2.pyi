@@ -66,6 +66,7 @@ class CollectionBackup(_message.Message):
     UID_FIELD_NUMBER: _builtins.int
     RECORD_FIELD_NUMBER: _builtins.int
     SHARDS_FIELD_NUMBER: _builtins.int
+    CODEBOOK_FIELD_NUMBER: _builtins.int
     uid: _builtins.str
     """Its uid in the cluster that was backed up. A restored collection has another."""
     record: _builtins.str
@@ -74,16 +75,21 @@ class CollectionBackup(_message.Message):
     def shards(self) -> _containers.RepeatedCompositeFieldContainer[Global___ShardBackup]:
         """One for each shard, by number."""
 
+    @_builtins.property
+    def codebook(self) -> Global___BackupObject:
+        """The file of the codebook that `record` names. Absent: none."""
+
     def __init__(
         self,
         *,
         uid: _builtins.str = ...,
         record: _builtins.str = ...,
         shards: _abc.Iterable[Global___ShardBackup] | None = ...,
+        codebook: Global___BackupObject | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["codebook", b"codebook"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["record", b"record", "shards", b"shards", "uid", b"uid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["codebook", b"codebook", "record", b"record", "shards", b"shards", "uid", b"uid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -134,22 +140,16 @@ class ShardContents(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     FILES_FIELD_NUMBER: _builtins.int
-    CODEBOOK_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def files(self) -> _containers.RepeatedCompositeFieldContainer[Global___BackedUpFile]: ...
-    @_builtins.property
-    def codebook(self) -> Global___BackupObject:
-        """Absent: none."""
-
     def __init__(
         self,
         *,
         files: _abc.Iterable[Global___BackedUpFile] | None = ...,
-        codebook: Global___BackupObject | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["codebook", b"codebook"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["codebook", b"codebook", "files", b"files"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["files", b"files"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

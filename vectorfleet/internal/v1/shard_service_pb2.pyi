@@ -621,6 +621,7 @@ class BackUpShardRequest(_message.Message):
     DESTINATION_FIELD_NUMBER: _builtins.int
     CODEBOOK_VERSION_FIELD_NUMBER: _builtins.int
     CODEBOOK_CHECKSUM_FIELD_NUMBER: _builtins.int
+    WITH_CODEBOOK_FIELD_NUMBER: _builtins.int
     collection_uid: _builtins.str
     shard: _builtins.int
     epoch: _builtins.int
@@ -628,6 +629,8 @@ class BackUpShardRequest(_message.Message):
     codebook_version: _builtins.int
     """The codebook that goes with the backup; codes under any other are left out. 0: none."""
     codebook_checksum: _builtins.str
+    with_codebook: _builtins.bool
+    """True: copy the codebook as well; asked of one shard of a collection."""
     def __init__(
         self,
         *,
@@ -637,10 +640,11 @@ class BackUpShardRequest(_message.Message):
         destination: _builtins.str = ...,
         codebook_version: _builtins.int = ...,
         codebook_checksum: _builtins.str = ...,
+        with_codebook: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["codebook_checksum", b"codebook_checksum", "codebook_version", b"codebook_version", "collection_uid", b"collection_uid", "destination", b"destination", "epoch", b"epoch", "shard", b"shard"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["codebook_checksum", b"codebook_checksum", "codebook_version", b"codebook_version", "collection_uid", b"collection_uid", "destination", b"destination", "epoch", b"epoch", "shard", b"shard", "with_codebook", b"with_codebook"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -655,6 +659,7 @@ class BackUpShardResponse(_message.Message):
     BYTES_REUSED_FIELD_NUMBER: _builtins.int
     SHARD_FIELD_NUMBER: _builtins.int
     NEW_OBJECTS_FIELD_NUMBER: _builtins.int
+    CODEBOOK_FIELD_NUMBER: _builtins.int
     bytes_total: _builtins.int
     bytes_done: _builtins.int
     bytes_reused: _builtins.int
@@ -662,6 +667,10 @@ class BackUpShardResponse(_message.Message):
     @_builtins.property
     def shard(self) -> _backup_pb2.ShardBackup:
         """In the last message alone."""
+
+    @_builtins.property
+    def codebook(self) -> _backup_pb2.BackupObject:
+        """In the last message alone, where it was asked for."""
 
     def __init__(
         self,
@@ -671,10 +680,11 @@ class BackUpShardResponse(_message.Message):
         bytes_reused: _builtins.int = ...,
         shard: _backup_pb2.ShardBackup | None = ...,
         new_objects: _builtins.int = ...,
+        codebook: _backup_pb2.BackupObject | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["shard", b"shard"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["codebook", b"codebook", "shard", b"shard"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_done", b"bytes_done", "bytes_reused", b"bytes_reused", "bytes_total", b"bytes_total", "new_objects", b"new_objects", "shard", b"shard"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_done", b"bytes_done", "bytes_reused", b"bytes_reused", "bytes_total", b"bytes_total", "codebook", b"codebook", "new_objects", b"new_objects", "shard", b"shard"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
