@@ -74,7 +74,7 @@ class Catalog:
             validation.check_subquantisers(spec.index.m, spec.dim)
         self._refuse_taken(spec.name)
         try:
-            async with asyncio.timeout_at(deadline.at_s):
+            async with asyncio.timeout_at(deadline.answer_by_s()):
                 dim = await self._dimension(spec)
         except TimeoutError:
             raise errors.DeadlineExceeded(
@@ -183,13 +183,14 @@ class Catalog:
     async def _serving(self, created: CollectionRecord, deadline: Deadline) -> types_pb2.Collection:
         """Waits until every replica of a new collection serves."""
         why: errors.VectorfleetError | None = errors.Unavailable("its shards are not assigned to nodes yet")
+        patience = Deadline(deadline.answer_by_s())
         try:
-            async with asyncio.timeout_at(deadline.at_s):
+            async with asyncio.timeout_at(patience.at_s):
                 while True:
                     state = self._coordinator.state
                     record = state.by_uid(created.uid)
                     if record is not None and record.assigned:
-                        descriptions = await describe_collection(self._nodes, state, record, deadline)
+                        descriptions = await describe_collection(self._nodes, state, record, patience)
                         whys = (why_not_serving(descriptions, record, shard) for shard in record.shards)
                         why = next((each for each in whys if each is not None), None)
                         if why is None:

@@ -15,6 +15,8 @@ MARGIN_SHARE: Final = 0.1
 """The share of the time left that is kept for merging and for the way back."""
 MARGIN_MIN_S: Final = 0.05
 """At least this much is kept, as long as that leaves half of the time."""
+MARGIN_MAX_S: Final = 5.0
+"""More is never needed; a backup has a deadline of a day."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -38,9 +40,12 @@ class Deadline:
         return max(0.0, self.at_s - time.monotonic())
 
     def answer_by_s(self) -> float:
-        """The moment by which the shards must have answered, so that the answer itself arrives in time."""
+        """The moment by which all that is waited for must have come, so that the answer itself arrives in time.
+
+        So does an error that says what was waited for; at the deadline itself, gRPC only tells the caller that it passed.
+        """
         left = self.remaining_s()
-        return self.at_s - min(left / 2, max(left * MARGIN_SHARE, MARGIN_MIN_S))
+        return self.at_s - min(left / 2, max(left * MARGIN_SHARE, MARGIN_MIN_S), MARGIN_MAX_S)
 
     def within(self, seconds: float) -> Deadline:
         """The earlier of this deadline and `seconds` from now."""

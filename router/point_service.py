@@ -61,7 +61,7 @@ class PointService(pb_grpc.PointServiceServicer):
                         validation.refuse("packed", "points and packed exclude each other")
                     points = await _checked(size, validation.packed_points, request.packed, record.dim, record.metric)
                 else:
-                    points = await self._points(request, record, size)
+                    points = await self._points(request, record, size, deadline)
                 written = await self._writes.upsert(record, points.last_of_each_id(), deadline)
         return pb.UpsertResponse(upserted=written.affected, consistency_token=_token(record, written))
 
@@ -137,14 +137,18 @@ class PointService(pb_grpc.PointServiceServicer):
         points = await _checked(request.ByteSize(), validation.packed_points, request.packed, record.dim, record.metric)
         return points.last_of_each_id()
 
-    async def _points(self, request: pb.UpsertRequest, record: CollectionRecord, size: int) -> Points:
+    async def _points(
+        self, request: pb.UpsertRequest, record: CollectionRecord, size: int, deadline: Deadline
+    ) -> Points:
         if not 1 <= len(request.points) <= limits.POINTS_PER_CALL_MAX:
             validation.refuse(
                 "points",
                 f"a call carries 1 to {limits.POINTS_PER_CALL_MAX} points; this one has {len(request.points)}",
             )
         ids, rows, payloads = await _checked(size, validation.points, request.points, record.dim, record.metric)
-        vectors = await embed_texts(self._embedder, rows, record, Purpose.DOCUMENT, lambda row: f"points[{row}].text")
+        vectors = await embed_texts(
+            self._embedder, rows, record, Purpose.DOCUMENT, lambda row: f"points[{row}].text", deadline
+        )
         return Points(ids, vectors, payloads if any(payloads) else [])
 
 

@@ -125,8 +125,9 @@ class ShardCalls:
         node = self._nodes.find(node_id, state)
         if node is None or node.circuit.open:
             raise errors.Unavailable(f"{place} does not answer")
+        patience = Deadline(deadline.answer_by_s())
         try:
-            return await node.call(call(node.stub, shard, state.epoch, deadline.remaining_s()))
+            return await node.call(call(node.stub, shard, state.epoch, patience.remaining_s()))
         except errors.VectorfleetError as error:
             raise _of_shard(error, place) from error
 
