@@ -29,6 +29,8 @@ SQUARED_LENGTH_MAX: Final = float(np.finfo(np.float32).max) / 4
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*", re.ASCII)
 _FLOAT32: Final = np.dtype("<f4")
+_SURROGATE: Final = re.compile(rb"\\u[dD][89a-fA-F]")
+"""In JSON, half of a pair may be the whole of an escape: no reader could write such a text again as UTF-8."""
 _ID_CHARS_SURELY_FINE: Final = limits.ID_BYTES_MAX // 4
 
 
@@ -212,7 +214,13 @@ def check_payload(payload: bytes, field: str) -> dict[str, object]:
     """Returns the JSON object that a payload holds."""
     _check_payload_size(payload, field)
     try:
-        content = json.loads(payload.decode("utf-8"), parse_constant=_no_constant)
+        content = json.loads(payload.decode("utf-8"), parse_constant=_no_constant, parse_float=_finite)
+        if _SURROGATE.search(payload):
+            json.dumps(content, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        refuse(
+            field, "the payload holds half of a surrogate pair, which is not valid Unicode", reason="INVALID_PAYLOAD"
+        )
     except UnicodeDecodeError as error:
         refuse(field, f"the payload is not valid UTF-8 at byte {error.start}", reason="INVALID_PAYLOAD")
     except RecursionError:
@@ -369,3 +377,10 @@ def _check_payload_size(payload: bytes, field: str) -> None:
 
 def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is no JSON number")
+
+
+def _finite(digits: str) -> float:
+    number = float(digits)
+    if math.isinf(number):
+        raise ValueError(f"{digits[:20]} is beyond what a number can be")
+    return number

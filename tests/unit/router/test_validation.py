@@ -205,10 +205,19 @@ def test_of_each_id_the_last_point_stays_in_order() -> None:
     [
         b"[1]", b"1", b"null", b'"a"', b"{", b"{'a': 1}", b'{"a": NaN}', b'{"a": -Infinity}', b'{"a": "\xff"}',
         '\ufeff{"a": 1}'.encode(), '{"a": 1}'.encode("utf-16"), b'{"a":' + b"[" * 30_000 + b"]" * 30_000 + b"}",
+        b'{"a": 1e999}', b'{"a": [-1E400]}', b'{"a": ' + b"9" * 400 + b'.5}', rb'{"a": "\ud800"}', rb'{"\uDfff": 1}',
     ],
 )  # fmt: skip
 def test_payloads_that_are_none(payload: bytes) -> None:
     assert refusal(validation.check_payload, payload, "p") == ("INVALID_PAYLOAD", "p")
+
+
+def test_payloads_with_pairs_and_large_numbers() -> None:
+    payload = rb'{"\ud83d\ude00": "\\ud800", "large": [1e308, -1.5E-400, 123456789012345678901234567890]}'
+    assert validation.check_payload(payload, "p") == {
+        "😀": "\\ud800",
+        "large": [1e308, 0.0, 123456789012345678901234567890],
+    }
 
 
 def test_a_payload_has_a_limit() -> None:
