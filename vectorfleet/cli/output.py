@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import datetime
 import json
+import math
+import sys
 import unicodedata
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Final
 
 import click
 import numpy as np
@@ -14,10 +16,22 @@ from numpy.typing import NDArray
 
 from vectorfleet._models import Coverage
 
+_UNPRINTABLE: Final = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
+_JOINERS: Final = "\u200c\u200d"
+"""Some scripts and many emoji need them."""
+
 
 def show_json(value: Any) -> None:
-    """Prints one JSON document."""
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False, default=_plain))
+    """Prints one JSON document: whatever was stored, it is valid, and in the encoding of stdout."""
+    try:
+        text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False, default=_plain)
+    except ValueError:
+        text = json.dumps(_finite(value), indent=2, ensure_ascii=False, default=_plain)
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        text = json.dumps(json.loads(text), indent=2)
+    click.echo(text)
 
 
 def show_table(headers: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
@@ -45,9 +59,21 @@ def warn_of_gaps(coverage: Coverage | None) -> None:
     )
 
 
+def printable(text: str) -> str:
+    """Writes as escapes what would break a line, steer a terminal or not encode."""
+    if text.isprintable():
+        return text
+    return "".join(
+        one.encode("unicode_escape").decode()
+        if unicodedata.category(one) in _UNPRINTABLE and one not in _JOINERS
+        else one
+        for one in text
+    )
+
+
 def shorten(text: str, width: int) -> str:
     """Cuts a text to a width, on one line."""
-    flat = " ".join(text.split())
+    flat = printable(" ".join(text.split()))
     return flat if len(flat) <= width else flat[: max(0, width - 1)] + "…"
 
 
@@ -78,7 +104,15 @@ def _cell(value: object) -> str:
         return f"{value:,}"
     if isinstance(value, float):
         return f"{value:.6g}"
-    return str(value)
+    return printable(str(value))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(one) for key, one in value.items()}
+    return [_finite(one) for one in value] if isinstance(value, list | tuple) else value
 
 
 def _width(text: str) -> int:

@@ -17,7 +17,7 @@ from vectorfleet import limits
 from vectorfleet._client import Client
 from vectorfleet._models import Hit, SearchResult
 from vectorfleet.cli.connection import connected
-from vectorfleet.cli.output import counted, short_floats, shorten, show_json, show_table, warn_of_gaps
+from vectorfleet.cli.output import counted, printable, short_floats, shorten, show_json, show_table, warn_of_gaps
 from vectorfleet.cli.readers import read_vectors
 
 
@@ -73,7 +73,7 @@ def _show(found: SearchResult, texts: tuple[str, ...], took_ms: float) -> None:
     for number, hits in enumerate(found.hits):
         if len(found) > 1:
             click.echo(f"query {number}" + (f": {shorten(texts[number], width - 12)}" if texts else ""))
-        room = max(20, width - 18 - max((len(hit.id) for hit in hits), default=0))
+        room = max(20, width - 18 - max((len(printable(hit.id)) for hit in hits), default=0))
         with_payload = any(hit.payload for hit in hits)
         rows = []
         for rank, hit in enumerate(hits, 1):
