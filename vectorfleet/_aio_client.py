@@ -27,6 +27,7 @@ from vectorfleet._arguments import Ids, Payloads
 from vectorfleet._attempts import Attempts, client_closed, failure_of, poll_pause_s
 from vectorfleet._backups import Backup, OnProgress, RestoredBackup
 from vectorfleet._channel import CLIENT_OPTIONS
+from vectorfleet._filters import Filter
 from vectorfleet._models import (
     ClusterInfo,
     Collection,
@@ -213,6 +214,7 @@ class AsyncClient:
         nprobe: SupportsIndex = 0,
         oversample: float = 0,
         exact: bool = False,
+        filter: Filter | None = None,  # noqa: A002 (the contract's word)
         with_payload: bool = False,
         with_vector: bool = False,
         min_coverage: float = 0.0,
@@ -228,6 +230,7 @@ class AsyncClient:
             nprobe=nprobe,
             oversample=oversample,
             exact=exact,
+            filter=filter,
             with_payload=with_payload,
             with_vector=with_vector,
             min_coverage=min_coverage,

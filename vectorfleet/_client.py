@@ -25,6 +25,7 @@ from vectorfleet._arguments import Ids, Payloads
 from vectorfleet._attempts import Attempts, failure_of, poll_pause_s
 from vectorfleet._backups import Backup, OnProgress, RestoredBackup
 from vectorfleet._channel import CLIENT_OPTIONS
+from vectorfleet._filters import Filter
 from vectorfleet._models import (
     ClusterInfo,
     Collection,
@@ -264,6 +265,7 @@ class Client:
         nprobe: SupportsIndex = 0,
         oversample: float = 0,
         exact: bool = False,
+        filter: Filter | None = None,  # noqa: A002 (the contract's word)
         with_payload: bool = False,
         with_vector: bool = False,
         min_coverage: float = 0.0,
@@ -283,6 +285,9 @@ class Client:
             nprobe: inverted lists to visit; 0: chosen by the cluster. More is slower and finds more.
             oversample: candidates compared on raw vectors, as a multiple of k, 1 to 1,000; 0: 10.
             exact: compare every vector: slow, and nothing is missed.
+            filter: only points whose payload passes it are found: {"lang": "en", "price": {"$lt": 10}}. Paths are dotted;
+                $eq $ne $in $nin $gt $gte $lt $lte $exists compare a field, $and $or $nor $not combine filters. An array passes
+                where one of its elements does. A query gets k hits wherever k points pass; `result.matching` is how many do.
             with_payload: hits carry their payloads.
             with_vector: hits carry their vectors.
             min_coverage: share of the shards that must answer, 0 to 1.
@@ -304,6 +309,7 @@ class Client:
             nprobe=nprobe,
             oversample=oversample,
             exact=exact,
+            filter=filter,
             with_payload=with_payload,
             with_vector=with_vector,
             min_coverage=min_coverage,
