@@ -23,11 +23,10 @@ from vectorfleet import _arguments as arguments
 from vectorfleet import _backups as backups
 from vectorfleet import _codec as codec
 from vectorfleet import errors, limits
-from vectorfleet._arguments import Ids, Payloads
+from vectorfleet._arguments import Filter, Ids, Payloads
 from vectorfleet._attempts import Attempts, client_closed, failure_of, poll_pause_s
 from vectorfleet._backups import Backup, OnProgress, RestoredBackup
 from vectorfleet._channel import CLIENT_OPTIONS
-from vectorfleet._filters import Filter
 from vectorfleet._models import (
     ClusterInfo,
     Collection,

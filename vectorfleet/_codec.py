@@ -20,8 +20,7 @@ from vectorfleet import _arguments as arguments
 from vectorfleet import _filters as filters
 from vectorfleet import _models as models
 from vectorfleet import errors, limits
-from vectorfleet._arguments import Ids, Payloads, refuse
-from vectorfleet._filters import Filter
+from vectorfleet._arguments import Filter, Ids, Payloads, refuse
 from vectorfleet.v1 import (
     collection_service_pb2,
     point_service_pb2,

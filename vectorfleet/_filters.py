@@ -16,10 +16,8 @@ from typing import Any, Final
 import numpy as np
 
 from vectorfleet import limits
-from vectorfleet._arguments import refuse
+from vectorfleet._arguments import Filter, refuse
 from vectorfleet.v1 import types_pb2
-
-Filter = Mapping[str, Any]
 
 _BOUNDS: Final = ("$gt", "$gte", "$lt", "$lte")
 _OPERATORS: Final = ("$eq", "$ne", "$in", "$nin", *_BOUNDS, "$exists")
