@@ -45,6 +45,11 @@ class Node:
     under_way: set[Any] = field(default_factory=set)
     """Calls that wait for this node."""
 
+    @property
+    def out_of_reach(self) -> bool:
+        """Whether the last attempt to connect failed: calls end at once then, so that none is under way."""
+        return self.channel.get_state() is grpc.ChannelConnectivity.TRANSIENT_FAILURE
+
     async def call(self, call: Awaitable[T]) -> T:
         """Awaits a call to this node (a gRPC call, or a coroutine that makes one), and remembers whether it was answered.
 
@@ -88,6 +93,7 @@ class NodePool:
     def __init__(self) -> None:
         self._nodes: dict[str, Node] = {}
         self._addresses: dict[str, str] = {}
+        self._registered: frozenset[str] = frozenset()
 
     def stub(self, address: str) -> shard_service_pb2_grpc.ShardServiceAsyncStub:
         """The stub for an address; its channel is made on the first call."""
@@ -125,12 +131,20 @@ class NodePool:
                 state = await coordinator.changed(state.epoch)
 
     async def retain(self, state: ClusterState) -> None:
-        """Learns the nodes' addresses, and closes the channels to all that no node has any more."""
+        """Learns the nodes' addresses, and closes the channels to all that no node has any more.
+
+        A node that registers anew is dialled anew where it was out of reach: a name that resolved to nothing while the node was
+        away is looked up again by gRPC after up to two minutes only.
+        """
         named = {node for record in state.collections.values() for shard in record.shards for node in shard.replicas}
         known = {node: address for node, address in self._addresses.items() if node in named}
         self._addresses = known | {node.id: node.address for node in state.nodes.values()}
         addresses = set(self._addresses.values())
-        gone = [self._nodes.pop(address) for address in list(self._nodes) if address not in addresses]
+        registered = frozenset(state.nodes)
+        back = {state.nodes[node].address for node in registered - self._registered}
+        self._registered = registered
+        stale = {address for address in back & self._nodes.keys() if self._nodes[address].out_of_reach}
+        gone = [self._nodes.pop(address) for address in list(self._nodes) if address not in addresses - stale]
         await asyncio.gather(*(node.channel.close(_CLOSE_GRACE_S) for node in gone))
 
     async def close(self) -> None:
@@ -147,6 +161,8 @@ class NodePool:
             )
 
     async def _ask(self, node: Node) -> None:
+        if self._nodes.get(node.address) is not node:
+            return  # given up since it was listed: its channel is closed
         request = shard_service_pb2.DescribeRequest(collection_uid="-")  # of no collection: the smallest answer
         try:
             await node.call(node.stub.Describe(request, timeout=PROBE_TIMEOUT_S))

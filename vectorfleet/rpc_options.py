@@ -17,6 +17,8 @@ PING_INTERVAL_ALLOWED_MS: Final = 5_000
 CONNECT_TIMEOUT_MS: Final = 2_000
 RECONNECT_BACKOFF_MAX_MS: Final = 1_000
 """gRPC's own maximum is two minutes: a node that came back would stay unused for that long."""
+RESOLVE_INTERVAL_MIN_MS: Final = 1_000
+"""gRPC's own minimum is 30 seconds: a node whose name came to stand for another address would stay unused for that long."""
 
 _MESSAGE_LIMITS: Final = (
     ("grpc.max_send_message_length", limits.MESSAGE_BYTES_MAX),
@@ -33,6 +35,7 @@ CHANNEL_OPTIONS: Final[tuple[tuple[str, int], ...]] = (
     # In gRPC's core this is the time that one attempt to connect may take, whatever its name says.
     ("grpc.min_reconnect_backoff_ms", CONNECT_TIMEOUT_MS),
     ("grpc.max_reconnect_backoff_ms", RECONNECT_BACKOFF_MAX_MS),
+    ("grpc.dns_min_time_between_resolutions_ms", RESOLVE_INTERVAL_MIN_MS),
 )
 """For `grpc.insecure_channel`, `grpc.secure_channel` and their asyncio twins."""
 
