@@ -1,13 +1,16 @@
 """The folder that a node owns: who it is, what it holds, and a lock that keeps a second process out.
 
     node.json                              {format_version, node_id}: made once, never changed
+    joined.json                            {lost: [[uid, shard], …]}: made once, before the node first registers
     lock                                   held with flock while a process lives
     replicas/<uid>/collection.json         the collection as last seen in the shard map
     replicas/<uid>/<shard>/                one replica: the engine's
     codebooks/<uid>/<version>.codebook     the codebook store's
 
-`collection.json` lets a node that starts while etcd is away serve what it held. Invariant: nothing here is removed but by
-`remove_collection`, which only a collection's deletion calls.
+`collection.json` lets a node that starts while etcd is away serve what it held. `joined.json` tells a node that is new from one
+whose disk was lost: what the shard map gives to a node before its folder was ever registered was held by a folder that is gone,
+and an empty replica in its place would answer as if nothing had ever been written. Invariant: nothing here is removed but
+by `remove_collection`, which only a collection's deletion calls.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ import os
 import re
 import shutil
 import uuid
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
@@ -57,6 +61,7 @@ class DataDir:
             raise DataDirError(f"another process uses {path}") from None
         try:
             self.node_id = self._identity(node_id)
+            self._lost = self._read_lost()
         except BaseException:
             self.close()
             raise
@@ -64,6 +69,21 @@ class DataDir:
     def close(self) -> None:
         """Lets go of the lock."""
         os.close(self._lock)
+
+    def join(self, assigned: Iterable[tuple[str, int]]) -> None:
+        """Notes, before the node registers for the first time, which replicas an earlier folder of its name has held.
+
+        Args:
+            assigned: (uid, shard) of what the shard map gives to this node now. Ignored if the folder was registered before.
+        """
+        if self._lost is None:
+            missing = sorted({key for key in assigned if not self.replica(*key).exists()})
+            write_durably(self._joined, json.dumps({"lost": missing}).encode())
+            self._lost = frozenset(missing)
+
+    def is_lost(self, uid: str, shard: int) -> bool:
+        """Whether a replica was held by an earlier folder of this node's name, and its data went with that."""
+        return self._lost is not None and (uid, shard) in self._lost
 
     @property
     def codebooks(self) -> Path:
@@ -110,6 +130,19 @@ class DataDir:
 
     def _collection(self, uid: str) -> Path:
         return self.path / "replicas" / checked_uid(uid)
+
+    @property
+    def _joined(self) -> Path:
+        return self.path / "joined.json"
+
+    def _read_lost(self) -> frozenset[tuple[str, int]] | None:
+        """What `join` noted; None: it was not called yet."""
+        if not self._joined.exists():
+            return None
+        try:
+            return frozenset((str(uid), int(shard)) for uid, shard in json.loads(self._joined.read_bytes())["lost"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataDirError(f"{self._joined} cannot be read: {error!r}") from error
 
     def _identity(self, wanted: str) -> str:
         path = self.path / "node.json"

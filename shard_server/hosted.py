@@ -10,7 +10,6 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Sequence
-from copy import copy
 from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
 
 from shard_server.budget import ByteBudget
@@ -120,7 +119,7 @@ class HostedReplica:
         except TimeoutError:
             raise Unavailable(f"{self.name} is still loading") from None
         if self._failure is not None:
-            raise copy(self._failure)
+            raise self._failure
 
     async def run(
         self,
@@ -144,8 +143,7 @@ class HostedReplica:
         """
         replica = self._replica
         if replica is None:
-            # A copy: an exception keeps every stack that it was ever raised through, and the requests in them.
-            raise copy(self._failure) if self._failure is not None else Unavailable(f"{self.name} is not open")
+            raise self._failure or Unavailable(f"{self.name} is not open")
 
         def call() -> T:
             if not self._gate.enter():

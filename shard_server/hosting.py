@@ -125,6 +125,20 @@ class ReplicaHost:
             await self._peers.keep_only({node.address for node in state.nodes.values()})
             await coordinator.changed(state.epoch)
 
+    def join(self, state: ClusterState) -> None:
+        """Tells the folder what the shard map gives to this node before it registers; see `DataDir.join`. Blocks on the disk.
+
+        A replica that is being restored is fetched again wherever its files are missing: none is lost.
+        """
+        mine = (
+            (record.uid, shard.shard)
+            for record in state.collections.values()
+            if record.restoring is None
+            for shard in record.shards
+            if self.node_id in shard.replicas
+        )
+        self._data.join(mine)
+
     def apply(self, state: ClusterState) -> None:
         """Starts whatever makes this node hold what `state` assigns to it."""
         if self._closing:
@@ -240,6 +254,11 @@ class ReplicaHost:
     async def _open(self, held: HostedReplica) -> None:
         uid = held.uid
         try:
+            if self._data.is_lost(uid, held.shard):
+                raise DataLoss(
+                    f"{held.name} was held by an earlier data folder of node {self.node_id}, and is not in this one: restore the "
+                    "collection from a backup, or start the node on its old folder"
+                )
             await self._save(held.record)
             directory = self._data.replica(uid, held.shard)
             restored_seqno = await self._fetch(held, directory)
@@ -275,11 +294,8 @@ class ReplicaHost:
         return await self._restore(held.record, held.shard, directory, held.transfer)
 
     async def _close(self, held: HostedReplica) -> None:
-        # However long it takes: who opens it next, or removes its folder, must find nobody inside.
-        while not await held.close(self._pools.lifecycle, CLOSE_TIMEOUT_S):
-            _log.warning(
-                "%s is still busy after %.0f s; it is closed when its thread is done", held.name, CLOSE_TIMEOUT_S
-            )
+        if not await held.close(self._pools.lifecycle, CLOSE_TIMEOUT_S):
+            _log.warning("%s could not be closed in %.0f s; its thread ends later", held.name, CLOSE_TIMEOUT_S)
         if all(other.uid != held.uid for other in self._held.values()):
             self._codebooks.forget(held.uid)
             self._saved.pop(held.uid, None)

@@ -162,6 +162,7 @@ class Node:
 
     async def _join(self, address: str, on_ready: Callable[[str], None]) -> None:
         await self._coordinator.start()
+        self._host.join(self._coordinator.state)
         self._host.apply(self._coordinator.state)
         async with asyncio.TaskGroup() as group:
             group.create_task(self._host.follow(self._coordinator))
@@ -184,7 +185,7 @@ class Node:
                 await self._coordinator.close()
         except TimeoutError:
             _log.warning("etcd did not take the lease back; it lapses by itself")
-        return closed and all(pool.idle for pool in self._pools)
+        return closed
 
     def _open_replica(
         self, directory: Path, record: CollectionRecord, shard: int, codebook: Codebook | None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import signal
 import time
 from collections.abc import Iterator
@@ -181,3 +182,26 @@ def test_a_damaged_replica_is_out_of_service_and_the_others_serve(
     assert victim.name in gap.message
     states = [replica for shard in client.cluster().shards for replica in shard.replicas if shard.shard == gap.shard]
     assert [state.status for state in states] == ["failed"]
+
+
+def test_a_node_that_lost_its_disk_does_not_answer_as_if_nothing_had_been_written(
+    fleet: tuple[LocalCluster, vectorfleet.Client],
+) -> None:
+    cluster, client = fleet
+    for restart in ("with a new folder", "with the folder that it has now"):
+        cluster.kill("node-0")
+        if restart == "with a new folder":
+            shutil.rmtree(cluster.data / "node-0")
+        cluster.restart("node-0")
+        until(lambda: {"DATA_LOSS"} == {gap.reason for gap in everything(client, timeout=5.0).coverage.missing})
+        found = everything(client, timeout=5.0)
+        assert found.coverage.shards_answered == 2
+        assert all("earlier data folder of node node-0" in gap.message for gap in found.coverage.missing)
+        with pytest.raises(vectorfleet.VectorfleetError):
+            client.count(NAME, timeout=5.0)
+        # What is given to the node from now on, it holds.
+        name = f"new-{len(restart)}"
+        client.create_collection(name, dim=1, shards=2)
+        client.upsert(name, ids=IDS, vectors=VECTORS)
+        assert client.count(name) == COUNT
+    assert client.count(f"new-{len('with a new folder')}") == COUNT

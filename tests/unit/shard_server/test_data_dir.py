@@ -69,6 +69,25 @@ def test_collections_are_remembered_and_removed(tmp_path: Path) -> None:
     data.close()
 
 
+def test_what_an_earlier_folder_held_is_lost_for_ever(tmp_path: Path) -> None:
+    data = DataDir(tmp_path, "n1")
+    (tmp_path / "replicas" / "u1" / "0").mkdir(parents=True)
+    assert not data.is_lost("u1", 1)
+    data.join([("u1", 0), ("u1", 1)])
+    assert data.is_lost("u1", 1)
+    assert not data.is_lost("u1", 0), "it is here"
+    data.join([("u2", 0)])
+    assert not data.is_lost("u2", 0), "given to this folder, since that was registered"
+    data.close()
+    again = DataDir(tmp_path)
+    again.join([("u1", 0), ("u1", 1), ("u2", 0)])
+    assert [again.is_lost("u1", 0), again.is_lost("u1", 1), again.is_lost("u2", 0)] == [False, True, False]
+    again.close()
+    (tmp_path / "joined.json").write_text("{}")
+    with pytest.raises(DataDirError, match=r"joined\.json cannot be read"):
+        DataDir(tmp_path)
+
+
 @pytest.mark.parametrize("uid", ["", "..", "a/b", "/etc", ".hidden", "a\x00b", "x" * 129])
 def test_no_uid_leads_out_of_the_folder(tmp_path: Path, uid: str) -> None:
     with pytest.raises(ValueError, match="no collection uid"):

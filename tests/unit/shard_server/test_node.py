@@ -89,6 +89,7 @@ def start(tmp_path: Path, cluster: StaticCluster) -> Start:
     @contextlib.asynccontextmanager
     async def started(node_id: str = "n1", **engine: Any) -> AsyncIterator[Served]:
         data = DataDir(tmp_path / node_id, node_id)
+        data.join(())  # tests give shards to nodes that have never run, as no controller does
         stopping = asyncio.Event()
         ready: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         settings = NodeSettings(search_threads=2, engine=EngineSettings(**{"seal_age_s": 0.1, "idle_s": 0.1, **engine}))

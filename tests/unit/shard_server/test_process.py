@@ -85,8 +85,8 @@ async def test_it_stops_cleanly_amid_writes_and_finds_its_data_again(tmp_path: P
     with EtcdProcess(tmp_path / "etcd") as etcd:
         watcher = EtcdCoordinator([etcd.address], PREFIX)
         await watcher.start()
-        await watcher.create_collection(collection("u1", ["n1"]))
         async with node(tmp_path / "n1", etcd.address, "--node-id", "n1") as (process, address):
+            await watcher.create_collection(collection("u1", ["n1"]))
             await until(lambda: "n1" in watcher.state.nodes, "registered")
             assert watcher.state.nodes["n1"].address == address
             async with grpc.aio.insecure_channel(address) as channel:
@@ -121,9 +121,9 @@ async def test_it_serves_what_it_held_while_etcd_is_away(tmp_path: Path) -> None
     with EtcdProcess(tmp_path / "etcd") as etcd:
         watcher = EtcdCoordinator([etcd.address], PREFIX)
         await watcher.start()
-        await watcher.create_collection(collection("u1", ["n1"]))
-        await watcher.close()
         async with node(tmp_path / "n1", etcd.address, "--node-id", "n1") as (process, address):
+            await watcher.create_collection(collection("u1", ["n1"]))
+            await watcher.close()
             async with grpc.aio.insecure_channel(address) as channel:
                 await write(ShardServiceStub(channel), ["kept"])
             assert (await stopped(process, signal.SIGTERM))[0] == 0
