@@ -4,6 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.made-from-lock
 BUF    := node_modules/.bin/buf
+POLICY := $(VENV)/policy
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo up test lint format bench proto proto-check lock clean
@@ -20,13 +21,19 @@ $(STAMP): requirements.lock pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	@touch $@
 
+# checkov wants versions of its own: see docs/decisions.
+$(POLICY)/.made-from-lock: k8s/policy.lock | $(STAMP)
+	test -x $(POLICY)/bin/python || $(BIN)/python -m venv $(POLICY)
+	$(POLICY)/bin/python -m pip install --quiet --disable-pip-version-check -r k8s/policy.lock
+	@touch $@
+
 demo: $(STAMP) ## Start a real cluster, load real text, answer real questions, stop
 	$(BIN)/python -m loadtest.demo
 
 up: $(STAMP) ## Start a cluster and leave it running until Ctrl-C
 	$(BIN)/vectorfleet up
 
-test: $(STAMP) ## Run every test
+test: $(STAMP) $(POLICY)/.made-from-lock ## Run every test
 	$(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)
 
 lint: $(STAMP) proto-check ## Check style, types and the contract

@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
+import faiss
 import numpy as np
 import pytest
 from hypothesis import given
@@ -48,6 +49,7 @@ def test_searches_visit_as_many_lists_as_the_engine_does(nlist: int) -> None:
 @pytest.mark.parametrize(("dim", "metric"), [(16, types_pb2.METRIC_L2), (17, types_pb2.METRIC_COSINE)])
 def test_the_bytes_are_those_of_a_real_replica(tmp_path: Path, dim: int, metric: int) -> None:
     """Writes a replica, seals and encodes it, and compares each part of the prediction with its files."""
+    faiss.omp_set_num_threads(1)  # threads of OpenMP that wait for one another on a busy machine take seconds
     rows, payload = 5_000, b'{"n":12345}'
     vectors = np.random.default_rng(5).standard_normal((rows, dim), dtype=np.float32)
     ids = [f"point-{number:010}" for number in range(rows)]

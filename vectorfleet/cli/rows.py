@@ -7,7 +7,6 @@ Whatever is wrong with a file is a `FileError` that names the file and the place
 from __future__ import annotations
 
 import operator
-import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,6 @@ ID_FIELDS: Final = ("id", "_id")
 VECTOR_FIELDS: Final = ("vector", "embedding")
 TEXT_FIELD: Final = "text"
 PAYLOAD_FIELD: Final = "payload"
-_FLOAT_MAX: Final = sys.float_info.max
 
 
 class FileError(Exception):
@@ -163,12 +161,6 @@ class Roles:
         return payload or None
 
 
-def as_float32(numbers: Any) -> NDArray[np.float32]:
-    """Numbers as float32, C-contiguous; those beyond it become infinite, which whoever sends them refuses with their row."""
-    with np.errstate(over="ignore"):
-        return np.ascontiguousarray(numbers, np.float32)
-
-
 def vector_rows(vectors: Sequence[Sequence[float]], dim: int) -> NDArray[np.float32]:
     """Makes an array of vectors from JSON; raises `ValueError` with the position of the first that is wrong as its argument."""
     try:
@@ -176,7 +168,7 @@ def vector_rows(vectors: Sequence[Sequence[float]], dim: int) -> NDArray[np.floa
     except ValueError:
         array = np.empty(0, object)
     if array.ndim == 2 and array.shape[1] == dim and array.dtype.kind in "fiu":
-        return as_float32(array)
+        return array.astype(np.float32)
     for position, vector in enumerate(vectors):
         numbers = isinstance(vector, list) and all(
             isinstance(one, int | float) and not isinstance(one, bool) for one in vector
@@ -185,6 +177,4 @@ def vector_rows(vectors: Sequence[Sequence[float]], dim: int) -> NDArray[np.floa
             raise ValueError(position, "the vector is no list of numbers")
         if len(vector) != dim:
             raise ValueError(position, f"the vector has {len(vector)} components, the first one has {dim}")
-        if any(abs(one) > _FLOAT_MAX for one in vector):
-            raise ValueError(position, "a component is beyond what a number can be")
-    return as_float32(vectors)
+    return np.asarray(vectors, np.float32)
