@@ -121,7 +121,7 @@ def test_mistakes_are_told_in_one_line(cluster: LocalCluster, name: str) -> None
 
 
 @pytest.mark.parametrize(
-    "command", ["", "up", "load", "search", "status", "create", "delete", "get", "count", "backup", "restore"]
+    "command", ["", "up", "load", "search", "status", "create", "drop", "get", "delete", "count", "backup", "restore"]
 )
 def test_help(command: str) -> None:
     assert "Usage" in run(*([command] if command else []), "--help")

@@ -1,4 +1,4 @@
-"""`create` and `delete`: collections come and go; `delete` with ids removes points alone."""
+"""`create` and `drop`: collections come and go."""
 
 from __future__ import annotations
 
@@ -73,24 +73,13 @@ def create(client: Client, name: str, dim: int, as_json: bool, **options: Any) -
 
 @click.command()
 @click.argument("name")
-@click.argument("ids", nargs=-1, metavar="[ID]...")
-@click.option("--yes", is_flag=True, help="Remove the collection without asking.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
 @connected
-def delete(client: Client, name: str, ids: tuple[str, ...], yes: bool, as_json: bool) -> None:
-    """Delete points by id, or, without ids, the whole collection.
+def drop(client: Client, name: str, yes: bool, as_json: bool) -> None:
+    """Remove a collection with all its points.
 
-    Ids that do not exist are passed over. A collection is removed with all its points, after a question unless --yes is
-    given; there is no way back.
+    There is no way back: a question is asked first, unless --yes is given. `delete` removes single points.
     """
-    if ids:
-        if yes:
-            raise click.UsageError("--yes is for removing a whole collection: leave it out, or leave the ids out")
-        deleted = client.delete(name, ids=ids).deleted
-        if as_json:
-            show_json({"deleted": deleted})
-        else:
-            click.echo(f"deleted {counted(deleted, 'point')} of {name}")
-        return
     if not yes:
         points = client.count(name)
         if not sys.stdin.isatty():

@@ -1,4 +1,4 @@
-"""`get` and `count`: points by id, and how many there are."""
+"""`get`, `delete` and `count`: points by id, and how many there are."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import click
 
 from vectorfleet._client import Client
 from vectorfleet.cli.connection import connected
-from vectorfleet.cli.output import short_floats, show_json, show_table
+from vectorfleet.cli.output import counted, short_floats, show_json, show_table
 
 
 @click.command()
@@ -38,6 +38,24 @@ def get(client: Client, name: str, ids: tuple[str, ...], with_vector: bool, as_j
         show_table(headers, [[_text(one[header]) for header in headers] for one in told])
     if not points:
         raise click.ClickException(f"none of these ids exists in {name}")
+
+
+@click.command()
+@click.argument("name")
+@click.argument("ids", nargs=-1, metavar="ID...")
+@connected
+def delete(client: Client, name: str, ids: tuple[str, ...], as_json: bool) -> None:
+    """Delete points by id; ids that do not exist are passed over.
+
+    `drop` removes a whole collection.
+    """
+    if not ids:  # a variable of a script may be empty: that must never mean all
+        raise click.UsageError("name at least one id; `drop` removes a whole collection")
+    deleted = client.delete(name, ids=ids).deleted
+    if as_json:
+        show_json({"deleted": deleted})
+    else:
+        click.echo(f"deleted {counted(deleted, 'point')} of {name}")
 
 
 @click.command()

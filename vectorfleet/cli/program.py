@@ -11,9 +11,9 @@ import click
 
 from vectorfleet._version import __version__
 from vectorfleet.cli.backups import backup, restore
-from vectorfleet.cli.collections import create, delete
+from vectorfleet.cli.collections import create, drop
 from vectorfleet.cli.loading import load
-from vectorfleet.cli.points import count, get
+from vectorfleet.cli.points import count, delete, get
 from vectorfleet.cli.rows import FileError
 from vectorfleet.cli.searching import search
 from vectorfleet.cli.sizing import sizing
@@ -57,5 +57,5 @@ def main() -> None:
     """A sharded vector search cluster: start one, load it, ask it."""
 
 
-for _command in (up, load, search, status, create, delete, get, count, backup, restore, sizing):
+for _command in (up, load, search, status, create, drop, get, delete, count, backup, restore, sizing):
     main.add_command(_command)

@@ -80,10 +80,17 @@ def test_gaps_are_warned_of(run: Run, films: str, fake: FakeCluster) -> None:
 def test_delete(run: Run, told: Told, films: str, fake: FakeCluster) -> None:
     assert run("delete", films, "a", "nobody").stdout == "deleted 1 point of films\n"
     assert told("delete", films, "b") == {"deleted": 1}
-    assert "add --yes" in run("delete", films, code=2).stderr
-    assert "leave it out" in run("delete", films, "a", "--yes", code=2).stderr
+    for options in ([], ["--json"]):  # as of a script whose list of ids is empty
+        assert "at least one id" in run("delete", films, *options, code=2).stderr
+    assert "--yes" in run("delete", films, "--yes", code=2).stderr
+    assert list(fake.shelves[films].points) == ["日本"]
+
+
+def test_drop(run: Run, told: Told, films: str, fake: FakeCluster) -> None:
+    assert "films with its 3 points: add --yes" in run("drop", films, code=2).stderr
+    assert "a" in run("drop", films, "a", "--yes", code=2).stderr
     assert films in fake.shelves
-    assert told("delete", films, "--yes") == {"collection": films, "removed": True}
+    assert told("drop", films, "--yes") == {"collection": films, "removed": True}
     assert not fake.shelves
 
 
@@ -135,7 +142,7 @@ def test_an_error_of_several_lines_is_told_in_one(run: Run, fake: FakeCluster) -
 
 
 @pytest.mark.parametrize(
-    "command", ["", "up", "load", "search", "status", "create", "delete", "get", "count", "backup", "restore"]
+    "command", ["", "up", "load", "search", "status", "create", "drop", "get", "delete", "count", "backup", "restore"]
 )
 def test_help(run: Run, command: str) -> None:
     shown = run(*([command] if command else []), "--help").stdout

@@ -115,7 +115,7 @@ def test_a_bookmark_that_does_not_fit_is_passed_over(
     if change == "content":
         np.save(vectors, np.zeros((COUNT + 1, 2)))
     elif change == "collection":
-        run("delete", "c", "--yes")
+        run("drop", "c", "--yes")
         run("create", "c", "--dim", "2")
     elif change == "fields":
         arguments += ["--id-prefix", "x"]
