@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -107,4 +108,9 @@ def _announce(cluster: LocalCluster, nodes: int, as_json: bool) -> None:
 
 
 def _tell(line: str) -> None:
-    click.echo(f"vectorfleet up: {line}", err=True)
+    try:
+        click.echo(f"vectorfleet up: {line}", err=True)
+    except OSError:
+        # Nobody reads any more: the cluster goes on without words, and Python has nothing to flush at its end.
+        with contextlib.suppress(OSError), open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stderr.fileno())
