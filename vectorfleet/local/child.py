@@ -11,6 +11,7 @@ as the cluster.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -26,7 +27,7 @@ from vectorfleet.local.failure import LocalClusterError
 _TETHER: Final = Path(__file__).with_name("tether.py")
 _POLL_S: Final = 0.02
 _LOG_BYTES_MAX: Final = 16 * 1024 * 1024
-_TAIL_BYTES: Final = 4096
+_TAIL_BYTES: Final = 64 * 1024
 
 
 class Child:
@@ -140,7 +141,32 @@ class Child:
 
     def _last_words(self) -> str:
         try:
-            lines = self.log_path.read_bytes()[-_TAIL_BYTES:].decode(errors="replace").strip().splitlines()
+            tail = self.log_path.read_bytes()[-_TAIL_BYTES:].decode(errors="replace")
         except OSError:
-            lines = []
-        return f"(log: {self.log_path}): {lines[-1].strip() if lines else 'it said nothing'}"
+            tail = ""
+        return f"(log: {self.log_path}): {last_message(tail) or 'it said nothing'}"
+
+
+def last_message(log: str) -> str:
+    """The last line of a log that tells a person something; "" where there is none.
+
+    Python ends a traceback with what happened. Go begins with it and lists its stacks behind; etcd logs it as JSON before that.
+    """
+    lines = [line.strip() for line in log.splitlines() if line.strip()]
+    newest = max((at for at, line in enumerate(lines) if _of_zap(line)), default=-1)
+    stack = next((at for at in range(newest + 1, len(lines)) if lines[at].startswith("goroutine ")), len(lines))
+    lines = lines[:stack]
+    if len(lines) > 1 and lines[-1].startswith("panic: ") and _of_zap(lines[-2]):
+        lines.pop()
+    return _of_zap(lines[-1]) or lines[-1] if lines else ""
+
+
+def _of_zap(line: str) -> str:
+    """What a line of etcd's log says, as "message: error"; "" for any other."""
+    if not line.startswith("{"):
+        return ""
+    try:
+        entry = json.loads(line)
+    except ValueError:
+        return ""
+    return ": ".join(str(entry[key]) for key in ("msg", "error") if entry.get(key))

@@ -9,10 +9,12 @@ while this object lives; nodes register wherever the kernel puts them. Nothing i
 from __future__ import annotations
 
 import contextlib
+import errno
 import http.client
 import os
 import re
 import signal
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,12 +30,13 @@ from vectorfleet.local.data_lock import DataLock
 from vectorfleet.local.etcd_binary import etcd_command
 from vectorfleet.local.failure import LocalClusterError
 from vectorfleet.local.installed import servers_root
-from vectorfleet.local.ports import free_ports, is_free
+from vectorfleet.local.ports import bind_failure, free_ports, is_free
 
 READY_TIMEOUT_S: Final = 90.0
 STOP_GRACE_S: Final = 10.0
 _PROBE_TIMEOUT_S: Final = 2.0
 _PORT_TRIES: Final = 5
+_PORT_MAX: Final = 65_535
 _POLL_S: Final = 0.05
 _LOOPBACK: Final = "127.0.0.1"
 _EVERYWHERE: Final = frozenset({"0.0.0.0", "::", "[::]"})  # noqa: S104 (only recognised)
@@ -70,6 +73,8 @@ class LocalCluster:
     ) -> None:
         if nodes < 1 or routers < 1:
             raise LocalClusterError("a cluster has at least one node and one router")
+        if port + routers - 1 > _PORT_MAX:
+            raise LocalClusterError(f"{routers} routers need the ports from {port} on, but the last one is {_PORT_MAX}")
         self.data: Final = Path(data).absolute()
         self._host = host
         self._router_ports = [port + number if port else 0 for number in range(routers)]
@@ -172,8 +177,9 @@ class LocalCluster:
     def _start_all(self) -> None:
         deadline_s = time.monotonic() + READY_TIMEOUT_S
         for number, port in enumerate(self._router_ports):
-            if port and not is_free(self._host, port):
-                raise LocalClusterError(f"port {port} on {self._host} is in use: choose another one")
+            failure = bind_failure(self._host, port)
+            if failure is not None:
+                raise LocalClusterError(_why_not_there(self._host, port, failure)) from failure
             if not port:
                 (self._router_ports[number],) = free_ports(1, self._host)
         self._log("starting etcd")
@@ -244,6 +250,14 @@ class LocalCluster:
     def _reachable(self, address: str) -> str:
         host, _, port = address.rpartition(":")
         return f"{_LOOPBACK}:{port}" if host in _EVERYWHERE else address
+
+
+def _why_not_there(host: str, port: int, failure: OSError) -> str:
+    if failure.errno == errno.EADDRINUSE:
+        return f"port {port} on {host} is in use: choose another one"
+    if failure.errno == errno.EADDRNOTAVAIL or isinstance(failure, socket.gaierror):
+        return f"{host} is no address of this machine ({failure.strerror}): choose one where routers can listen"
+    return f"routers cannot listen on {host}:{port}: {failure.strerror}"
 
 
 def nodes_in(data: Path) -> int:

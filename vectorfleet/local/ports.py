@@ -7,6 +7,7 @@ still be gone a moment later, so whoever uses one must be ready to take another.
 
 from __future__ import annotations
 
+import errno
 import random
 import socket
 from pathlib import Path
@@ -21,8 +22,8 @@ _LOWEST: Final = 1_024
 _TRIES: Final = 200
 
 
-def is_free(host: str, port: int) -> bool:
-    """Whether a server could listen there now."""
+def bind_failure(host: str, port: int) -> OSError | None:
+    """Why a server could not listen there now; None: it could. Port 0 asks for the host alone."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as one:
         # As servers do: connections of an earlier process that are still being closed do not count.
@@ -30,9 +31,16 @@ def is_free(host: str, port: int) -> bool:
         try:
             one.bind((host.strip("[]"), port))
             one.listen(1)
-        except OSError:
-            return False
-    return True
+        except OSError as error:
+            return error
+        except UnicodeError as error:  # no name of a host at all
+            return OSError(errno.EADDRNOTAVAIL, str(error))
+    return None
+
+
+def is_free(host: str, port: int) -> bool:
+    """Whether a server could listen there now."""
+    return bind_failure(host, port) is None
 
 
 def free_ports(count: int, host: str = "127.0.0.1") -> list[int]:

@@ -16,7 +16,7 @@ import pytest
 
 import vectorfleet.local.child as child_module
 from vectorfleet.local import LocalClusterError
-from vectorfleet.local.child import Child
+from vectorfleet.local.child import Child, last_message
 
 ROOT = Path(__file__).resolve().parents[3]
 READY = "print('ready 127.0.0.1:4321', flush=True)\n"
@@ -57,6 +57,27 @@ def test_an_end_before_it_is_ready_shows_the_last_words(child: Child) -> None:
     child.start(python("import sys\nprint('first', file=sys.stderr)\nsys.exit('the port is taken')"), os.environ)
     with pytest.raises(LocalClusterError, match=r"node-0 ended with exit code 1 .*node-0.log\): the port is taken"):
         child.wait_ready(20)
+
+
+ZAP = '{"level":"panic","msg":"failed to create WAL","error":"no space left on device","stacktrace":"a\\n\\tb.go:4"}'
+STACK = "goroutine 1 [running]:\nzap.(*Logger).Panic(0xc0, 0x1)\n\t/tmp/logger.go:227 +0x85\nmain.main()\n\t/m.go:32\n"
+
+
+@pytest.mark.parametrize(
+    ("log", "words"),
+    [
+        ("", ""),
+        ("\n \n", ""),
+        ("Traceback (most recent call last):\n  File x\nValueError: f(x)\n\n", "ValueError: f(x)"),
+        (f"{ZAP}\npanic: failed to create WAL\n\n{STACK}", "failed to create WAL: no space left on device"),
+        (f"panic: out of ports\n\n{STACK}\n{STACK}", "panic: out of ports"),
+        (f"{ZAP}\npanic: x\n\n{STACK}" + '{"msg":"port is taken"}\n', "port is taken"),
+        ('[1]\n{"other": 1}', '{"other": 1}'),
+        (STACK, ""),
+    ],
+)
+def test_the_last_words_are_those_that_tell_something(log: str, words: str) -> None:
+    assert last_message(log) == words
 
 
 def test_one_that_is_never_ready(child: Child) -> None:

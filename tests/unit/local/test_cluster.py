@@ -111,6 +111,26 @@ def test_a_port_that_is_taken(tmp_path: Path) -> None:
     DataLock(tmp_path).acquire()  # and the lock was given back
 
 
+@pytest.mark.parametrize("host", ["192.0.2.1", "x" * 300, "::2"])
+@pytest.mark.parametrize("port", [0, 7700])
+def test_a_host_that_is_not_ours(tmp_path: Path, host: str, port: int) -> None:
+    with pytest.raises(LocalClusterError, match=f"{host} is no address of this machine"):
+        LocalCluster(tmp_path, host=host, port=port).start()
+
+
+def test_a_host_that_nobody_knows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    failure = socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+    monkeypatch.setattr("vectorfleet.local.cluster.bind_failure", lambda host, port: failure)
+    with pytest.raises(LocalClusterError, match=r"there is no address of this machine \(Name or service not known\)"):
+        LocalCluster(tmp_path, host="there", port=7700).start()
+
+
+def test_more_routers_than_ports(tmp_path: Path) -> None:
+    LocalCluster(tmp_path, port=65_534, routers=2).stop()
+    with pytest.raises(LocalClusterError, match="2 routers need the ports from 65535 on"):
+        LocalCluster(tmp_path, port=65_535, routers=2)
+
+
 def test_a_second_cluster_on_the_same_data(tmp_path: Path) -> None:
     lock = DataLock(tmp_path)
     lock.acquire()
