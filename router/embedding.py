@@ -160,12 +160,7 @@ class Embedder:
 
     def _serve(self, loop: asyncio.AbstractEventLoop) -> None:
         while (batch := self._take()) is not None:
-            try:
-                outcomes: Sequence[Matrix | Exception] = _encode(
-                    batch[0].model, [job.text for job in batch], batch[0].purpose
-                )
-            except Exception as error:
-                outcomes = [error] * len(batch)
+            outcomes = _outcomes(batch[0].model, [job.text for job in batch], batch[0].purpose)
             try:
                 loop.call_soon_threadsafe(_settle_all, [job.vector for job in batch], outcomes)
             except RuntimeError:
@@ -272,11 +267,24 @@ class _Models:
             self._loaded.popitem(last=False)
 
 
+def _outcomes(model: Any, texts: list[str], purpose: Purpose) -> list[Matrix | Exception]:
+    """What comes of each text. One that the model cannot take must not fail those of other callers beside it."""
+    try:
+        return [*_encode(model, texts, purpose)]
+    except Exception as error:
+        if len(texts) == 1:
+            return [error]
+        return [outcome for text in texts for outcome in _outcomes(model, [text], purpose)]
+
+
 def _encode(model: Any, texts: list[str], purpose: Purpose) -> list[Matrix]:
     """Returns one float32[dim] a text."""
     encode: Callable[..., Any] = model.encode_query if purpose is Purpose.QUERY else model.encode_document
     vectors = encode(texts, batch_size=len(texts), convert_to_numpy=True, show_progress_bar=False)
-    return list(np.ascontiguousarray(vectors, np.float32))
+    matrix = np.ascontiguousarray(vectors, np.float32)
+    if matrix.ndim != 2 or len(matrix) != len(texts):
+        raise ValueError(f"the embedding model gave an array of shape {matrix.shape} for {len(texts)} texts")
+    return list(matrix)
 
 
 def _take_from(queue: deque[_Job]) -> list[_Job]:

@@ -28,6 +28,7 @@ class CountingModel:
         self.gate.set()
         self.entered = threading.Event()
         self.failure: Exception | None = None
+        self.poison = ""
 
     def encode_query(self, texts: list[str], **options: Any) -> np.ndarray:
         return self._encode(texts, QUERY)
@@ -41,6 +42,8 @@ class CountingModel:
         assert self.gate.wait(TIMEOUT_S)
         if self.failure is not None:
             raise self.failure
+        if self.poison in texts:
+            raise ValueError(self.poison)
         return np.array([[len(text), 1] for text in texts], np.float64)
 
 
@@ -132,6 +135,27 @@ async def test_a_failing_model_fails_its_callers_only(embedder: Embedder, model:
         await embedder.embed("m", ["a", "b"], DOCUMENT)
     model.failure = None
     assert (await embedder.embed("m", ["a"], DOCUMENT)).tolist() == [[1, 1]]
+
+
+async def test_a_text_that_the_model_cannot_take_fails_alone(embedder: Embedder, model: CountingModel) -> None:
+    first = await blocked(embedder, model)
+    model.poison = "bad"
+    others = await started(*(embedder.embed("m", [text], DOCUMENT) for text in ("a", "bad", "bb")))
+    model.gate.set()
+    outcomes = await asyncio.gather(*others, return_exceptions=True)
+    assert str(outcomes[1]) == "bad"
+    assert [outcomes[at].tolist() for at in (0, 2)] == [[[1, 1]], [[2, 1]]]
+    assert [batch for _, batch in model.batches[1:]] == [["a", "bad", "bb"], ["a"], ["bad"], ["bb"]]
+    await first
+
+
+async def test_a_model_that_gives_too_few_vectors(
+    embedder: Embedder, model: CountingModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(model, "encode_query", lambda texts, **options: np.ones((0, 2)))
+    async with asyncio.timeout(TIMEOUT_S):
+        with pytest.raises(ValueError, match=r"shape \(0, 2\) for 1 texts"):
+            await embedder.embed("m", ["a", "b"], QUERY)
 
 
 async def test_close_refuses_what_waits(model: CountingModel) -> None:
