@@ -19,6 +19,7 @@ import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -195,7 +196,7 @@ class _Models:
         now_s = time.monotonic()
         self._failed = {n: entry for n, entry in self._failed.items() if now_s - entry[0] < FAILURE_REMEMBERED_S}
         if name in self._failed:
-            raise self._failed[name][1]
+            raise copy(self._failed[name][1])  # an exception keeps every stack that it was ever raised through
         if name not in self._loading:
             if len(self._loading) >= LOADS_MAX:
                 raise errors.ResourceExhausted(f"{len(self._loading)} embedding models are being loaded already")

@@ -124,6 +124,7 @@ class Fanout:
             exact=options.exact,
             with_payload=options.with_payload,
             with_vector=options.with_vector,
+            filter=types_pb2.Filter.FromString(options.wanted) if options.wanted else None,
         )
         try:
             response = await node.call(node.stub.Search(request, timeout=deadline.remaining_s()))
@@ -177,7 +178,9 @@ def _read(result: shard_service_pb2.ShardResult | None, question: Question) -> S
     if not sound or int(counts.sum(dtype=np.int64)) != hits:
         return errors.InternalError("the node's answer does not fit the question")
     scores = np.frombuffer(result.scores, "<f4")
-    return ShardAnswer(result.shard, counts, scores, result.ids, result.payloads, result.vectors)
+    return ShardAnswer(
+        result.shard, counts, scores, result.ids, result.payloads, result.vectors, result.matching_points
+    )
 
 
 def _miss(answers: Answers, shard: int, reason: str, message: str) -> None:

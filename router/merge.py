@@ -32,6 +32,8 @@ class ShardAnswer:
     """Empty, or one a hit."""
     vectors: bytes = b""
     """Empty, or little-endian float32[hits, dim]."""
+    matching_points: int = 0
+    """Points that pass the search's filter, where it has one."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,6 +30,8 @@ def search_response(share: Share, dim: int, options: SearchOptions) -> search_se
         add = response.results.add().hits.add
         for row in range(first - begin, last - begin):
             add(id=ids[row], score=scores[row])
+    if options.wanted:
+        response.matching_points = sum(answer.matching_points for answer in share.answers)
     if options.with_payload or options.with_vector:
         _add_contents(response, share, begin, end, dim, options)
     hit_bytes_max = _HIT_BYTES_MAX + options.with_payload * limits.PAYLOAD_BYTES_MAX + options.with_vector * 4 * dim

@@ -17,6 +17,7 @@ from typing import Any, Final, NoReturn, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from router import filters
 from vectorfleet import limits
 from vectorfleet.errors import InvalidRequest
 from vectorfleet.v1 import point_service_pb2, search_service_pb2, types_pb2
@@ -65,6 +66,8 @@ class SearchOptions:
     exact: bool = False
     with_payload: bool = False
     with_vector: bool = False
+    wanted: bytes = b""
+    """A `Filter`; empty: none. Bytes, so that options can be compared."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +122,8 @@ def search_options(request: search_service_pb2.SearchRequest) -> SearchOptions:
             "params.oversample",
             f"oversample must be 1 to {limits.OVERSAMPLE_MAX:g}, or 0 for the default, not {oversample:g}",
         )
-    return SearchOptions(k, params.nprobe, oversample, params.exact, request.with_payload, request.with_vector)
+    wanted = filters.checked(request.filter) if request.HasField("filter") else b""
+    return SearchOptions(k, params.nprobe, oversample, params.exact, request.with_payload, request.with_vector, wanted)
 
 
 def min_coverage(request: search_service_pb2.SearchRequest) -> float:

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Sequence
+from copy import copy
 from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
 
 from shard_server.budget import ByteBudget
@@ -119,7 +120,7 @@ class HostedReplica:
         except TimeoutError:
             raise Unavailable(f"{self.name} is still loading") from None
         if self._failure is not None:
-            raise self._failure
+            raise copy(self._failure)
 
     async def run(
         self,
@@ -143,7 +144,8 @@ class HostedReplica:
         """
         replica = self._replica
         if replica is None:
-            raise self._failure or Unavailable(f"{self.name} is not open")
+            # A copy: an exception keeps every stack that it was ever raised through, and the requests in them.
+            raise copy(self._failure) if self._failure is not None else Unavailable(f"{self.name} is not open")
 
         def call() -> T:
             if not self._gate.enter():

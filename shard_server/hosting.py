@@ -294,8 +294,11 @@ class ReplicaHost:
         return await self._restore(held.record, held.shard, directory, held.transfer)
 
     async def _close(self, held: HostedReplica) -> None:
-        if not await held.close(self._pools.lifecycle, CLOSE_TIMEOUT_S):
-            _log.warning("%s could not be closed in %.0f s; its thread ends later", held.name, CLOSE_TIMEOUT_S)
+        # However long it takes: who opens it next, or removes its folder, must find nobody inside.
+        while not await held.close(self._pools.lifecycle, CLOSE_TIMEOUT_S):
+            _log.warning(
+                "%s is still busy after %.0f s; it is closed when its thread is done", held.name, CLOSE_TIMEOUT_S
+            )
         if all(other.uid != held.uid for other in self._held.values()):
             self._codebooks.forget(held.uid)
             self._saved.pop(held.uid, None)

@@ -185,7 +185,7 @@ class Node:
                 await self._coordinator.close()
         except TimeoutError:
             _log.warning("etcd did not take the lease back; it lapses by itself")
-        return closed
+        return closed and all(pool.idle for pool in self._pools)
 
     def _open_replica(
         self, directory: Path, record: CollectionRecord, shard: int, codebook: Codebook | None

@@ -148,6 +148,7 @@ def search_replica(replica: Replica, vectors: NDArray[np.float32], request: pb.S
         exact=request.exact,
         with_payload=request.with_payload,
         with_vector=request.with_vector,
+        wanted=request.filter if request.HasField("filter") else None,
     )
     payloads = hits.payloads or []
     size_bytes = len(hits.ids) * hit_bytes_min + sum(map(len, hits.ids)) + sum(map(len, payloads))
@@ -159,6 +160,7 @@ def search_replica(replica: Replica, vectors: NDArray[np.float32], request: pb.S
         "ids": hits.ids,
         "payloads": payloads,
         "vectors": b"" if hits.vectors is None else hits.vectors.astype("<f4", copy=False).tobytes(),
+        "matching_points": hits.matching if request.HasField("filter") else 0,
     }
     return PackedHits(packed, size_bytes)
 

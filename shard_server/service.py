@@ -7,6 +7,8 @@ it is given. Values (finite numbers, ids, ownership of hashes) are the router's 
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -27,7 +29,7 @@ from shard_server.threads import WorkPool
 from shard_server.training import Training
 from vectorfleet import limits
 from vectorfleet._version import __version__
-from vectorfleet.errors import InvalidRequest, NotFound, Unavailable
+from vectorfleet.errors import InvalidRequest, NotFound, Unavailable, VectorfleetError
 from vectorfleet.internal.v1 import shard_service_pb2 as pb
 from vectorfleet.internal.v1 import shard_service_pb2_grpc as pb_grpc
 from vectorfleet.internal.v1 import storage_pb2
@@ -37,6 +39,7 @@ NAME: Final = pb.DESCRIPTOR.services_by_name["ShardService"].full_name
 CHUNK_BYTES: Final = 1 << 20
 TRAINING_TIMEOUT_DEFAULT_S: Final = 3600.0
 SAMPLE_POINTS_MAX: Final = 16_777_216
+_log = logging.getLogger(__name__)
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -106,9 +109,9 @@ class ShardServicer(pb_grpc.ShardServiceServicer):
         """Says how each replica stands."""
         deadline = time.monotonic() + remaining_s(context, limits.CALL_TIMEOUT_DEFAULT_S)
         held_ones = self._host.replicas
-        described = [
-            await self._describe(held, deadline) for held in held_ones if request.collection_uid in ("", held.uid)
-        ]
+        described = await asyncio.gather(
+            *(self._describe(held, deadline) for held in held_ones if request.collection_uid in ("", held.uid))
+        )
         node = await self._pools.control.run_until(
             deadline,
             describing.describe_node,
@@ -188,8 +191,8 @@ class ShardServicer(pb_grpc.ShardServiceServicer):
         if held.serving:
             try:
                 measured = await held.run(self._pools.control, deadline, describing.measure)
-            except Unavailable:
-                measured = None  # it closes at this moment
+            except VectorfleetError as error:  # one replica that closes or is busy must not hide the others
+                _log.info("%s cannot be measured: %s", held.name, error)
         return describing.describe_replica(held, self._host.node_id, measured)
 
 

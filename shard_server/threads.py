@@ -16,8 +16,8 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from typing import ParamSpec, TypeVar
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, ParamSpec, TypeVar
 
 from vectorfleet.errors import DeadlineExceeded, ResourceExhausted
 
@@ -42,6 +42,12 @@ class WorkPool:
         self._slots = asyncio.Semaphore(2 * threads)
         self._waiting = 0
         self._waiting_max = waiting_max
+        self._submitted: set[Future[Any]] = set()
+
+    @property
+    def idle(self) -> bool:
+        """Whether no thread works."""
+        return not any(future.running() for future in self._submitted.copy())
 
     async def run(self, work: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Runs `work` in a thread; without a deadline of its own."""
@@ -65,6 +71,8 @@ class WorkPool:
         except BaseException:
             self._slots.release()
             raise
+        self._submitted.add(future)
+        future.add_done_callback(self._submitted.discard)
         future.add_done_callback(lambda _: _tell(loop, self._slots.release))
         return await asyncio.wrap_future(future)
 

@@ -23,7 +23,7 @@ from vectorfleet import _arguments as arguments
 from vectorfleet import _backups as backups
 from vectorfleet import _codec as codec
 from vectorfleet import errors, limits
-from vectorfleet._arguments import Ids, Payloads
+from vectorfleet._arguments import Filter, Ids, Payloads
 from vectorfleet._attempts import Attempts, client_closed, failure_of, poll_pause_s
 from vectorfleet._backups import Backup, OnProgress, RestoredBackup
 from vectorfleet._channel import CLIENT_OPTIONS
@@ -213,6 +213,7 @@ class AsyncClient:
         nprobe: SupportsIndex = 0,
         oversample: float = 0,
         exact: bool = False,
+        filter: Filter | None = None,  # noqa: A002 (the contract's word)
         with_payload: bool = False,
         with_vector: bool = False,
         min_coverage: float = 0.0,
@@ -228,6 +229,7 @@ class AsyncClient:
             nprobe=nprobe,
             oversample=oversample,
             exact=exact,
+            filter=filter,
             with_payload=with_payload,
             with_vector=with_vector,
             min_coverage=min_coverage,

@@ -94,7 +94,9 @@ def search_result(responses: Sequence[search_service_pb2.SearchResponse], k: int
     total = max(coverage.shards_total for coverage in coverages)
     answered = min(total - len(missing), *(coverage.shards_answered for coverage in coverages), total)
     coverage = models.Coverage(total, answered, tuple(missing[shard] for shard in sorted(missing)))
-    return models.SearchResult([result for response in responses for result in response.results], k, coverage)
+    counts = [response.matching_points for response in responses if response.HasField("matching_points")]
+    results = [result for response in responses for result in response.results]
+    return models.SearchResult(results, k, coverage, min(counts, default=None))
 
 
 def cluster_info(message: cluster_service_pb2.GetClusterResponse) -> models.ClusterInfo:

@@ -21,6 +21,8 @@ from vectorfleet._models import FLOAT32
 from vectorfleet.errors import InvalidRequest
 
 Ids = Iterable[str | SupportsIndex] | NDArray[Any]
+Filter = Mapping[str, Any]
+"""In the manner of MongoDB's queries; see `_filters`."""
 Payloads = Iterable[Mapping[str, Any] | None]
 
 _T = TypeVar("_T")

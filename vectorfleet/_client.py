@@ -21,7 +21,7 @@ from vectorfleet import _arguments as arguments
 from vectorfleet import _backups as backups
 from vectorfleet import _codec as codec
 from vectorfleet import errors, limits
-from vectorfleet._arguments import Ids, Payloads
+from vectorfleet._arguments import Filter, Ids, Payloads
 from vectorfleet._attempts import Attempts, failure_of, poll_pause_s
 from vectorfleet._backups import Backup, OnProgress, RestoredBackup
 from vectorfleet._channel import CLIENT_OPTIONS
@@ -59,8 +59,7 @@ class Client:
     'alien'
 
     Every call has a deadline; a method that needs several calls (a large upsert) gives each of them `timeout` seconds. What
-    is UNAVAILABLE for the moment is tried again, with backoff, within the deadline. All methods raise subclasses of
-    `VectorfleetError`.
+    is UNAVAILABLE for the moment is tried again, with backoff, within the deadline. All raise `VectorfleetError`.
 
     Args:
         address: "host:port" of a router. The connection is made when it is first needed.
@@ -264,6 +263,7 @@ class Client:
         nprobe: SupportsIndex = 0,
         oversample: float = 0,
         exact: bool = False,
+        filter: Filter | None = None,  # noqa: A002 (the contract's word)
         with_payload: bool = False,
         with_vector: bool = False,
         min_coverage: float = 0.0,
@@ -283,8 +283,8 @@ class Client:
             nprobe: inverted lists to visit; 0: chosen by the cluster. More is slower and finds more.
             oversample: candidates compared on raw vectors, as a multiple of k, 1 to 1,000; 0: 10.
             exact: compare every vector: slow, and nothing is missed.
-            with_payload: hits carry their payloads.
-            with_vector: hits carry their vectors.
+            filter: only points whose payload passes, {"lang": "en", "price": {"$lt": 10}}: see the README.
+            with_payload, with_vector: hits carry their payloads, their vectors.
             min_coverage: share of the shards that must answer, 0 to 1.
             consistency_token: of an upsert or delete, which the search is then sure to see.
             timeout: seconds for each call; None: the client's.
@@ -304,6 +304,7 @@ class Client:
             nprobe=nprobe,
             oversample=oversample,
             exact=exact,
+            filter=filter,
             with_payload=with_payload,
             with_vector=with_vector,
             min_coverage=min_coverage,

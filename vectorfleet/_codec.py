@@ -17,9 +17,10 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from vectorfleet import _arguments as arguments
+from vectorfleet import _filters as filters
 from vectorfleet import _models as models
 from vectorfleet import errors, limits
-from vectorfleet._arguments import Ids, Payloads, refuse
+from vectorfleet._arguments import Filter, Ids, Payloads, refuse
 from vectorfleet.v1 import (
     collection_service_pb2,
     point_service_pb2,
@@ -223,6 +224,7 @@ def search(
     nprobe: SupportsIndex,
     oversample: float,
     exact: bool,
+    filter: Filter | None = None,  # noqa: A002 (the contract's word)
     with_payload: bool,
     with_vector: bool,
     min_coverage: float,
@@ -239,6 +241,7 @@ def search(
             oversample=_number(oversample, "oversample"),
             exact=arguments.flag(exact, "exact"),
         ),
+        filter=None if filter is None else filters.message(filter),
         with_payload=arguments.flag(with_payload, "with_payload"),
         with_vector=arguments.flag(with_vector, "with_vector"),
         min_coverage=_number(min_coverage, "min_coverage"),

@@ -175,12 +175,21 @@ class SearchResult:
 
     Attributes:
         coverage: which shards the answer speaks for; look at `coverage.complete`.
+        matching: with a filter, how many points pass it on the shards that answered: below k, there were no more to
+            find. Without: None.
     """
 
-    def __init__(self, results: Sequence[search_service_pb2.QueryResult], k: int, coverage: Coverage) -> None:
+    def __init__(
+        self,
+        results: Sequence[search_service_pb2.QueryResult],
+        k: int,
+        coverage: Coverage,
+        matching: int | None = None,
+    ) -> None:
         self._results = results
         self._k = k
         self.coverage: Final = coverage
+        self.matching: Final = matching
 
     def __len__(self) -> int:
         return len(self._results)

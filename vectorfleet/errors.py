@@ -57,6 +57,9 @@ REASONS: Final[dict[str, Reason]] = {
     "PAYLOAD_TOO_LARGE": Reason(
         _C.INVALID_ARGUMENT, "A payload is over 64 KiB.", "Keep large data elsewhere and store its address."
     ),
+    "INVALID_FILTER": Reason(
+        _C.INVALID_ARGUMENT, "A filter is malformed or over a limit; the message says where.", "Correct the filter."
+    ),
     "COLLECTION_NOT_FOUND": Reason(_C.NOT_FOUND, "No collection has this name.", "Create it, or correct the name."),
     "COLLECTION_EXISTS": Reason(
         _C.ALREADY_EXISTS, "A collection of this name exists.", "Use it, or take another name."

@@ -25,6 +25,12 @@ OVERSAMPLE_MAX: Final = 1000.0
 OVERSAMPLE_DEFAULT: Final = 10.0
 CANDIDATES_MAX: Final = 100_000
 """Candidates a query that one shard compares on raw vectors: k × oversample is cut to this."""
+FILTER_BYTES_MAX: Final = 256 * 1024
+FILTER_DEPTH_MAX: Final = 16
+FILTER_CONDITIONS_MAX: Final = 256
+FILTER_VALUES_MAX: Final = 10_000
+"""Values of all conditions of a filter together."""
+FILTER_PATH_BYTES_MAX: Final = 1024
 TRAIN_POINTS_MIN: Final = 256
 TRAIN_POINTS_MAX: Final = 10_000_000
 TRAIN_POINTS_DEFAULT: Final = 10_000
@@ -49,6 +55,8 @@ CALL_TIMEOUT_MAX_S: Final = 366 * 86_400.0
 """The longest deadline that a client sets: far beyond it, gRPC's clock overflows and calls fail at once."""
 
 assert K_DEFAULT <= K_MAX <= CANDIDATES_MAX
+assert 4 * FILTER_DEPTH_MAX < 100, "protobuf reads 100 levels of messages; a filter takes two for each of its own"
+assert FILTER_PATH_BYTES_MAX < FILTER_BYTES_MAX < CALL_BYTES_MAX
 assert POINTS_PER_CALL_MAX >= K_MAX, "the hits of one query must be fetchable by one Get"
 assert TEXT_BYTES_MAX < PAYLOAD_BYTES_MAX, "a text is kept in the payload"
 assert QUERIES_MAX * DIM_MAX * 4 <= CALL_BYTES_MAX, "a full batch of the widest queries must fit a call"

@@ -44,6 +44,11 @@ class LiveRows:
         np.bitwise_and.at(bits, rows >> 3, ~(np.uint8(1) << (rows & 7).astype(np.uint8)))
         return LiveRows(self.rows, self.rows - _count(bits, self.rows), bits)
 
+    def among(self, others: NDArray[np.uint8]) -> LiveRows:
+        """The same less the rows that `others` (a bitmap like `bits`) lacks."""
+        bits = others if self.bits is None else others & self.bits
+        return LiveRows(self.rows, self.rows - _count(bits, self.rows), bits)
+
     def extended(self, rows: int) -> LiveRows:
         """The same with further rows, all alive, up to `rows`."""
         if self.bits is None:
@@ -64,7 +69,13 @@ class LiveRows:
 
     def live_rows(self) -> NDArray[np.int64]:
         """int64[live], ascending."""
-        return np.flatnonzero(self.mask())
+        if self.bits is None:
+            return np.arange(self.rows)
+        # Few rows of many: look only into bytes that hold any.
+        occupied = np.flatnonzero(self.bits)
+        inside, bit = np.nonzero(np.unpackbits(self.bits[occupied, None], axis=1, bitorder="little"))
+        rows = occupied[inside] * 8 + bit
+        return rows[: int(np.searchsorted(rows, self.rows))]
 
     def is_live(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
         """bool[n]: whether each of `rows` (int64[n]) is alive."""

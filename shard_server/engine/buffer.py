@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 
 from shard_server.engine import scoring
 from shard_server.engine.bitmap import LiveRows
+from shard_server.engine.buffer_terms import BufferTerms
+from shard_server.engine.matching import matching_rows
 from vectorfleet.v1 import types_pb2
 
 _ROWS_AT_FIRST = 256
@@ -34,11 +36,18 @@ class BufferView:
     """uint64[n], ascending."""
     ids: Sequence[bytes]
     """At least n."""
+    terms: BufferTerms
     live: LiveRows
 
-    def prepared_rows(self, first: int, last: int) -> NDArray[np.float32]:
-        """float32[last - first, dim]: a slice of `prepared`."""
-        return self.prepared[first:last]
+    def prepared_rows(self, rows: slice | NDArray[np.int64]) -> NDArray[np.float32]:
+        """float32[n, dim]: rows of `prepared`; of a slice in place."""
+        return self.prepared[rows]
+
+    def passing(self, wanted: types_pb2.Filter) -> NDArray[np.uint8]:
+        """The rows that pass a filter, alive or dead, as a bitmap like that of `live`."""
+        masks = [matching_rows(wanted, block) for block in self.terms.of_rows(len(self.vectors))]
+        mask = np.concatenate([np.empty(0, np.bool_), *masks])[: len(self.vectors)]
+        return np.packbits(mask, bitorder="little")
 
     def row_of_version(self, version: int) -> int:
         """The row that holds a version; -1 where none does."""
@@ -55,6 +64,7 @@ class Buffer:
         self._prepared = np.empty_like(self._vectors) if metric == types_pb2.METRIC_COSINE else self._vectors
         self._versions = np.empty(_ROWS_AT_FIRST, np.uint64)
         self._ids: list[bytes] = []
+        self._terms = BufferTerms()
         self._row_of: dict[bytes, int] = {}
         self._live = LiveRows.all_of(0)
 
@@ -69,9 +79,11 @@ class Buffer:
         arrays = self._vectors.nbytes + self._versions.nbytes + self._live.nbytes
         if self._prepared is not self._vectors:
             arrays += self._prepared.nbytes
-        return arrays + self.rows * _BYTES_PER_ROW_OF_PYTHON
+        return arrays + self._terms.nbytes + self.rows * _BYTES_PER_ROW_OF_PYTHON
 
-    def append(self, ids: Sequence[bytes], vectors: NDArray[np.float32], first_version: int) -> None:
+    def append(
+        self, ids: Sequence[bytes], vectors: NDArray[np.float32], payloads: Sequence[bytes], first_version: int
+    ) -> None:
         """Adds rows (float32[n, dim]) with ascending versions; an older row of the same id dies."""
         first = self.rows
         self._reserve(first + len(ids))
@@ -80,6 +92,7 @@ class Buffer:
             self._prepared[first : first + len(ids)] = scoring.normalised(vectors)
         self._versions[first : first + len(ids)] = np.arange(first_version, first_version + len(ids), dtype=np.uint64)
         dead = [row for point_id in ids if (row := self._row_of.get(point_id)) is not None]
+        self._terms.append(payloads)
         self._ids.extend(ids)
         self._row_of.update(zip(ids, range(first, first + len(ids)), strict=True))
         self._live = self._live.without(np.asarray(dead, np.int64)).extended(self.rows)
@@ -110,7 +123,9 @@ class Buffer:
     def view(self) -> BufferView:
         """What is there now; stays as it is while the buffer grows."""
         rows = self.rows
-        return BufferView(self._vectors[:rows], self._prepared[:rows], self._versions[:rows], self._ids, self._live)
+        return BufferView(
+            self._vectors[:rows], self._prepared[:rows], self._versions[:rows], self._ids, self._terms, self._live
+        )
 
     def _reserve(self, rows: int) -> None:
         capacity = len(self._vectors)

@@ -29,6 +29,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from shard_server.engine.bitmap import LiveRows
+from vectorfleet import limits
 from vectorfleet.errors import DataLoss, InvalidRequest
 from vectorfleet.v1 import types_pb2
 
@@ -40,6 +41,7 @@ faiss.InterruptCallback.clear_instance()
 _ENCODE_ROWS: Final = 16_384
 _PAIRS_PER_CALL: Final = 1 << 22
 _EXACT_QUERIES_PER_CALL: Final = 16
+assert limits.NLIST_MAX <= 1 << 16, "the number of a list fits uint16"
 assert faiss.cvar.distance_compute_blas_threshold > _EXACT_QUERIES_PER_CALL
 
 
@@ -151,6 +153,21 @@ class SegmentIndex:
         except RuntimeError as error:
             raise DataLoss(f"{path} cannot be read: {error}") from error
         self.rows = int(self._index.ntotal)
+        self._list_of: NDArray[np.uint16] | None = None
+
+    def rows_per_list(self, bits: NDArray[np.uint8] | None) -> NDArray[np.int64]:
+        """How many rows of a bitmap (None: of all) each list holds: int64[nlist]."""
+        lists = self._index.invlists
+        if bits is None:
+            return np.asarray([lists.list_size(number) for number in range(self._index.nlist)], np.int64)
+        if self._list_of is None:
+            list_of = np.empty(self.rows, np.uint16)
+            for number in range(self._index.nlist):
+                if size := lists.list_size(number):
+                    list_of[faiss.rev_swig_ptr(lists.get_ids(number), size)] = number
+            self._list_of = list_of  # 2 bytes a row, of segments that are searched with filters alone
+        chosen = np.unpackbits(bits, count=self.rows, bitorder="little").view(np.bool_)
+        return np.bincount(self._list_of[chosen], minlength=self._index.nlist)
 
     def scan(
         self, queries: Matrix, lists: Rows, list_distances: NDArray[np.float32], k: int, live: LiveRows
@@ -159,7 +176,7 @@ class SegmentIndex:
 
         Args:
             queries: float32[nq, dim], prepared.
-            lists: int64[nq, nprobe] from `Codebook.assign`, of the codebook that this index was encoded with.
+            lists: int64[nq, nprobe] from `Codebook.assign`, of the codebook that this index was encoded with; -1: none.
             list_distances: float32[nq, nprobe].
             k: candidates a query.
             live: the rows that may be found.

@@ -1,8 +1,8 @@
 """From files to a replica's state: manifest, segments (checked and mapped), tombstones, then the log above what is sealed.
 
 What is missing, damaged, of another replica or of an unknown format version is refused by its name, and nothing is changed;
-only leftovers of a crash, which the manifest does not name, are removed. An index is derived: without it a segment is
-searched exactly until background work has encoded it again.
+only leftovers of a crash, which the manifest does not name, are removed. Terms and an index are derived: lost terms are made
+anew at once; without its index a segment is searched exactly until background work has encoded it again.
 """
 
 from __future__ import annotations
@@ -63,10 +63,14 @@ def _created(store: Store, identity: ReplicaIdentity) -> storage_pb2.ReplicaMani
         metric=identity.metric,
         next_segment=1,
     )
+    _save(store, manifest)
+    return manifest
+
+
+def _save(store: Store, manifest: storage_pb2.ReplicaManifest) -> None:
     batch = store.batch()
     batch.put_manifest(manifest)
     batch.write(sync=True)
-    return manifest
 
 
 def _check(manifest: storage_pb2.ReplicaManifest, identity: ReplicaIdentity, directory: Path) -> None:
@@ -96,10 +100,15 @@ def _remove_leftovers(directory: Path, manifest: storage_pb2.ReplicaManifest) ->
 def _segments(
     directory: Path, manifest: storage_pb2.ReplicaManifest, store: Store, codebooks: Sequence[Codebook]
 ) -> list[SegmentView]:
+    payload_of = store.points().payload_of
     opened = [
-        segment.open_segment(directory / str(entry.segment), entry, manifest.dim, manifest.metric)
+        segment.open_segment(directory / str(entry.segment), entry, manifest.dim, manifest.metric, payload_of)
         for entry in manifest.segments
     ]
+    if [one.entry for one in opened] != list(manifest.segments):  # terms were lost, and are made anew
+        del manifest.segments[:]
+        manifest.segments.extend(one.entry for one in opened)
+        _save(store, manifest)
     dead: dict[int, list[int]] = {}
     for number, row in store.tombstones():
         dead.setdefault(number, []).append(row)

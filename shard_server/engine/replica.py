@@ -46,6 +46,8 @@ class ShardHits:
     ids: list[str]
     payloads: list[bytes] | None
     vectors: NDArray[np.float32] | None
+    matching: int
+    """Live points that could have been found."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,6 +197,7 @@ class Replica:
         exact: bool = False,
         with_payload: bool = False,
         with_vector: bool = False,
+        wanted: types_pb2.Filter | None = None,
     ) -> ShardHits:
         """Finds each query's nearest points, as of one moment.
 
@@ -206,8 +209,9 @@ class Replica:
             exact: compare every point.
             with_payload: return payloads.
             with_vector: return vectors.
+            wanted: a valid filter: only points that pass it are found.
         """
-        view = self._state.view
+        view = self._state.view if wanted is None else self._state.view.filtered(wanted)
         options = SearchOptions(k, nprobe, oversample, exact)
         hits = search.search(view, vectors, options, self.identity.metric)
         payloads = self._payloads(view, hits.ids) if with_payload else None
@@ -217,6 +221,7 @@ class Replica:
             [point_id.decode() for point_id in hits.ids],
             payloads,
             hits.vectors if with_vector else None,
+            view.live,
         )
 
     @staticmethod
@@ -343,7 +348,7 @@ class Replica:
             applied_seqno=view.applied_seqno,
             disk_bytes=sum(part.segment.disk_bytes for part in view.segments),
             index_bytes=sum(part.segment.entry.index.bytes for part in view.segments),
-            memory_bytes=sum(buffer.nbytes for buffer in buffers) + sum(part.live.nbytes for part in view.segments),
+            memory_bytes=sum(buffer.nbytes for buffer in buffers) + sum(part.nbytes for part in view.segments),
         )
 
     def close(self) -> None:

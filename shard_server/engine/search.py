@@ -1,21 +1,21 @@
 """The search over one view of a replica.
 
 1. Candidates: encoded segments through their IVF-PQ codes (each query assigned to lists once per codebook), the rest
-   (buffers, segments without codes, or everything when `exact`) by comparing every row.
+   (buffers, segments without codes, everything when `exact` or when a filter leaves little) by comparing every row.
 2. The candidates of the codes are compared again on raw vectors, in float32.
 3. The best k and some spare ones are scored in float64 (see `scoring`) and put in their final order.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from shard_server.engine import index, scoring
+from shard_server.engine import index, probing, scoring
 from shard_server.engine.bitmap import LiveRows
 from shard_server.engine.view import SegmentView, View
 from vectorfleet.limits import CANDIDATES_MAX, OVERSAMPLE_DEFAULT
@@ -24,6 +24,12 @@ from vectorfleet.v1 import types_pb2
 _SPARE: Final = 8
 """Candidates beyond k that the float64 pass sees: float32 rounding near the k-th place must not decide."""
 _EXACT_ROWS_PER_STEP: Final = 65_536
+_GATHER_BYTES_PER_STEP: Final = 8 << 20
+_SPARSE: Final = 8
+"""Where fewer than one row in so many may be found, these rows are gathered instead of testing all."""
+FILTERED_EXACT_BYTES: Final = 8 << 20
+"""Raw vectors that a filter may leave for them to be compared one by one: that costs about what visiting the lists would."""
+_WIDEN: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +62,8 @@ class _Part:
     vectors: NDArray[np.float32]
     live: LiveRows
     id_of: Callable[[int], bytes]
-    prepared: Callable[[int, int], NDArray[np.float32]]
-    """The rows from one to before another, as the metric compares them."""
+    prepared: Callable[[slice | NDArray[np.int64]], NDArray[np.float32]]
+    """Rows as the metric compares them."""
     lengths: NDArray[np.float32] | None = None
     """float32[rows] norms, of a segment under COSINE."""
 
@@ -91,7 +97,7 @@ def search(
     """
     prepared = scoring.normalised(queries) if metric == types_pb2.METRIC_COSINE else np.ascontiguousarray(queries)
     parts = _parts(view)
-    encoded = {} if options.exact else _encoded(view)
+    encoded = {} if options.exact or _few_pass(view, queries.shape[1]) else _encoded(view)
     wanted = options.k + _SPARE
     while True:
         candidates = [
@@ -125,7 +131,14 @@ def _encoded(view: View) -> dict[int, SegmentView]:
     }
 
 
+def _few_pass(view: View, dim: int) -> bool:
+    passing = [piece.live.live for piece in view.segments if piece.passing is not None]
+    return bool(passing) and sum(passing) * 4 * dim <= FILTERED_EXACT_BYTES
+
+
 def _compare_all(number: int, part: _Part, prepared: NDArray[np.float32], wanted: int, metric: int) -> _Candidates:
+    if part.live.live * _SPARSE < part.rows:
+        return _compare_gathered(number, part, prepared, wanted, metric)
     keys = np.empty((len(prepared), 0), np.float32)
     rows = np.empty((len(prepared), 0), np.int64)
     step = part.rows if metric != types_pb2.METRIC_COSINE else _EXACT_ROWS_PER_STEP
@@ -137,11 +150,29 @@ def _compare_all(number: int, part: _Part, prepared: NDArray[np.float32], wanted
             else LiveRows.all_of(last - first).without(np.flatnonzero(~part.live.mask()[first:last]))
         )
         distances, found = index.nearest_rows(
-            prepared, part.prepared(first, last), min(wanted, last - first), metric, live
+            prepared, part.prepared(slice(first, last)), min(wanted, last - first), metric, live
         )
         absent = found < 0
         keys = np.concatenate((keys, np.where(absent, np.inf, scoring.ascending_key(distances, metric))), axis=1)
         rows = np.concatenate((rows, np.where(absent, -1, found + first)), axis=1)
+        if keys.shape[1] > wanted:
+            keys, rows = _best(keys, rows, wanted)
+    return _Candidates(number, keys, rows)
+
+
+def _compare_gathered(number: int, part: _Part, prepared: NDArray[np.float32], wanted: int, metric: int) -> _Candidates:
+    """The same for few live rows of many: their vectors are copied together first."""
+    keys = np.empty((len(prepared), 0), np.float32)
+    rows = np.empty((len(prepared), 0), np.int64)
+    alive = part.live.live_rows()
+    step = max(1, _GATHER_BYTES_PER_STEP // (4 * prepared.shape[1]))
+    for first in range(0, len(alive), step):
+        some = alive[first : first + step]
+        distances, found = index.nearest_rows(
+            prepared, part.prepared(some), min(wanted, len(some)), metric, LiveRows.all_of(len(some))
+        )
+        keys = np.concatenate((keys, scoring.ascending_key(distances, metric)), axis=1)
+        rows = np.concatenate((rows, some[found]), axis=1)
         if keys.shape[1] > wanted:
             keys, rows = _best(keys, rows, wanted)
     return _Candidates(number, keys, rows)
@@ -159,23 +190,67 @@ def _from_codes(
     wanted = max(options.k, min(int(options.k * oversample), CANDIDATES_MAX)) + _SPARE
     found: list[_Candidates] = []
     for version in sorted({piece.segment.codebook_version for piece in encoded.values()}):
-        codebook = view.codebooks[version]
-        list_distances, lists = codebook.assign(prepared, options.nprobe or codebook.default_nprobe)
-        group = [(number, piece) for number, piece in encoded.items() if piece.segment.codebook_version == version]
-        scanned = []
-        for number, piece in group:
-            assert piece.segment.index is not None
-            distances, rows = piece.segment.index.scan(
-                prepared, lists, list_distances, min(wanted, piece.live.live), piece.live
-            )
-            scanned.append(
-                _Candidates(number, np.where(rows < 0, np.inf, scoring.ascending_key(distances, metric)), rows)
-            )
+        group = {number: piece for number, piece in encoded.items() if piece.segment.codebook_version == version}
+        scanned = _scan(group, view.codebooks[version], prepared, wanted, options, metric)
         # One codebook: approximate distances of several segments can be compared, so only the best of all are read.
         found += [
             _compare_again(parts[chosen.part], chosen, prepared, metric) for chosen in _best_of_all(scanned, wanted)
         ]
     return found
+
+
+def _scan(
+    group: dict[int, SegmentView],
+    codebook: index.Codebook,
+    prepared: NDArray[np.float32],
+    wanted: int,
+    options: SearchOptions,
+    metric: int,
+) -> list[_Candidates]:
+    """Candidates of the segments of one codebook: at least k for each query, where so many rows may be found."""
+    live = sum(piece.live.live for piece in group.values())
+    nprobe = options.nprobe or codebook.default_nprobe
+    visit = probing.rows_to_visit(wanted, live, nprobe, codebook.nlist)
+    per_list: NDArray[np.int64] | None = None
+    if any(piece.passing for piece in group.values()):
+        per_list = _rows_per_list(group.values())
+        list_distances, lists = probing.nearest_lists(codebook, prepared, per_list, visit)
+    else:
+        list_distances, lists = codebook.assign(prepared, nprobe)
+    while True:
+        scanned = []
+        found = np.zeros(len(prepared), np.int64)
+        for number, piece in group.items():
+            assert piece.segment.index is not None
+            distances, rows = piece.segment.index.scan(
+                prepared, lists, list_distances, min(wanted, piece.live.live), piece.live
+            )
+            absent = rows < 0
+            found += rows.shape[1] - absent.sum(axis=1)
+            scanned.append(
+                _Candidates(number, np.where(absent, np.inf, scoring.ascending_key(distances, metric)), rows)
+            )
+        if bool(np.all(found >= min(options.k, live))):
+            return scanned
+        # The nearest lists hold too few rows that may be found: more lists, until there are k or no lists are left.
+        if per_list is None:
+            per_list = _rows_per_list(group.values())
+        if visit >= int(per_list.sum()):
+            return scanned
+        visit *= _WIDEN
+        list_distances, lists = probing.nearest_lists(codebook, prepared, per_list, visit)
+
+
+def _rows_per_list(group: Iterable[SegmentView]) -> NDArray[np.int64]:
+    counts = []
+    for piece in group:
+        assert piece.segment.index is not None
+        if piece.passing is None:
+            counts.append(piece.segment.index.rows_per_list(None))
+        else:
+            counts.append(piece.passing.per_list(piece.segment.index))
+    total: NDArray[np.int64] = np.sum(counts, axis=0)
+    return total
 
 
 def _best_of_all(scanned: list[_Candidates], wanted: int) -> list[_Candidates]:

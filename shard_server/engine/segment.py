@@ -4,17 +4,18 @@
     ids       uint64[rows + 1] offsets, then UTF-8      memory-mapped
     hashes    uint64[rows] sorted, then uint32[rows]    memory-mapped: id → row by binary search
     lengths   float32[rows], the vectors' norms         memory-mapped; under COSINE alone
+    terms     the payloads' values, see `postings`      memory-mapped; filters read it
     index-V   FAISS IVF-PQ codes under codebook V       memory-mapped; absent: the segment is searched exactly
 
-All but the index are the truth. The index is derived: a damaged one is dropped and built again. Which rows are alive is not
-kept here, because it changes: see `view` and `store`.
+The terms and the index are derived: where one is damaged or missing it is built again. All else is the truth. Which rows are
+alive is not kept here, because it changes: see `view` and `store`.
 """
 
 from __future__ import annotations
 
 import itertools
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
@@ -23,8 +24,10 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from shard_server.engine import files, index, scoring
+from shard_server.engine import files, index, postings, scoring
 from shard_server.engine.bitmap import LiveRows
+from shard_server.engine.passing import PassingRows
+from shard_server.engine.postings import Postings
 from vectorfleet.errors import DataLoss
 from vectorfleet.internal.v1 import storage_pb2
 from vectorfleet.v1 import types_pb2
@@ -33,6 +36,7 @@ _VECTORS: Final = b"VF-VECTR"
 _IDS: Final = b"VF-IDS  "
 _HASHES: Final = b"VF-HASH "
 _LENGTHS: Final = b"VF-LENGT"
+_TERMS: Final = b"VF-TERMS"
 _CHUNK_BYTES: Final = 8 << 20
 
 
@@ -45,6 +49,8 @@ class Source:
     rows: NDArray[np.int64]
     """int64[r]: the rows to take, ascending."""
     id_of: Callable[[int], bytes]
+    terms: Sequence[Postings]
+    """Of rows that follow one another from the first on; of all in `vectors` at least."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +68,8 @@ class Segment:
     lengths: NDArray[np.float32] | None = field(repr=False)
     """float32[rows] norms, under COSINE."""
     index: index.SegmentIndex | None = field(repr=False)
+    terms: Postings = field(repr=False)
+    passing: PassingRows = field(repr=False)
 
     @property
     def number(self) -> int:
@@ -86,7 +94,7 @@ class Segment:
     @property
     def disk_bytes(self) -> int:
         """Bytes of all its files."""
-        return sum(entry.bytes for entry in self.entry.files) + self.entry.index.bytes
+        return sum(entry.bytes for entry in self.entry.files) + self.entry.index.bytes + self.entry.terms.bytes
 
     def id_of(self, row: int) -> bytes:
         """The id of a row, as UTF-8."""
@@ -110,10 +118,10 @@ class Segment:
                 place += 1
         return result
 
-    def prepared(self, first: int, last: int) -> NDArray[np.float32]:
-        """float32[last - first, dim] rows as the metric compares them: normalised under COSINE, else in place."""
-        part = self.vectors[first:last]
-        return part if self.lengths is None else scoring.normalised(part, self.lengths[first:last])
+    def prepared(self, rows: slice | NDArray[np.int64]) -> NDArray[np.float32]:
+        """float32[n, dim] rows as the metric compares them: normalised under COSINE, else (of a slice) in place."""
+        part = self.vectors[rows]
+        return part if self.lengths is None else scoring.normalised(part, self.lengths[rows])
 
     def with_index(self, entry: storage_pb2.SegmentEntry) -> Segment:
         """The same segment with the index file that `entry` names."""
@@ -121,25 +129,54 @@ class Segment:
         return replace(self, entry=entry, index=encoded)
 
 
-def open_segment(directory: Path, entry: storage_pb2.SegmentEntry, dim: int, metric: int) -> Segment:
-    """Checks every file and maps them, without the index: see `attach_index`. Raises `DataLoss` with the file at fault."""
+def open_segment(
+    directory: Path,
+    entry: storage_pb2.SegmentEntry,
+    dim: int,
+    metric: int,
+    payload_of: Callable[[bytes], bytes] | None = None,
+) -> Segment:
+    """Checks every file and maps them, without the index: see `attach_index`.
+
+    Args:
+        directory: the segment's.
+        entry: what the manifest says of it.
+        dim: components of a vector.
+        metric: `Metric` number.
+        payload_of: the payload of a live row by its id; terms that are lost are made of it, and the segment's entry is
+            then a new one.
+
+    Raises:
+        DataLoss: with the file at fault.
+    """
     files.verify(directory, entry.files)
     vectors = _mapped(directory / "vectors", _VECTORS, dim, entry.rows)
     ids = _mapped(directory / "ids", _IDS, 0, entry.rows)
     hashes = _mapped(directory / "hashes", _HASHES, 0, entry.rows)
     lengths = _mapped(directory / "lengths", _LENGTHS, 1, entry.rows) if metric == types_pb2.METRIC_COSINE else None
     edge = (entry.rows + 1) * 8
+    offsets, id_bytes = ids[:edge].view(np.uint64), ids[edge:]
+    try:
+        files.verify(directory, [entry.terms])
+    except DataLoss:
+        if payload_of is None:
+            raise
+        keys = (id_bytes[int(first) : int(last)].tobytes() for first, last in itertools.pairwise(offsets))
+        entry = _write_lost_terms(directory, entry, map(payload_of, keys))
+    terms = Postings(_mapped(directory / "terms", _TERMS, 0, entry.rows), entry.rows)
     return Segment(
         entry=entry,
         directory=directory,
         metric=metric,
         vectors=vectors.view(np.float32).reshape(entry.rows, dim),
-        _offsets=ids[:edge].view(np.uint64),
-        _id_bytes=ids[edge:],
+        _offsets=offsets,
+        _id_bytes=id_bytes,
         _hashes=hashes[: entry.rows * 8].view(np.uint64),
         _hash_rows=hashes[entry.rows * 8 :].view(np.uint32),
         lengths=None if lengths is None else lengths.view(np.float32),
         index=None,
+        terms=terms,
+        passing=PassingRows(terms),
     )
 
 
@@ -197,7 +234,8 @@ def write_segment(
     if metric == types_pb2.METRIC_COSINE:
         lengths = (scoring.norms(chunk).tobytes() for chunk in _chunks(sources, dim))
         written.append(files.write(building / "lengths", itertools.chain([files.header(_LENGTHS, 1, rows)], lengths)))
-    entry = storage_pb2.SegmentEntry(segment=number, rows=rows, files=written)
+    terms = files.write(building / "terms", _terms_parts(_renumbered(sources), rows))
+    entry = storage_pb2.SegmentEntry(segment=number, rows=rows, files=written, terms=terms)
     if codebook is not None:
         path = building / f"index-{codebook.version}"
         if not (joinable and index.concatenate(path, codebook, list(joinable))):
@@ -214,7 +252,7 @@ def write_index(segment: Segment, codebook: index.Codebook) -> storage_pb2.Segme
     """Encodes an existing segment under another codebook, beside its present index; returns the new entry."""
     path = segment.directory / f"index-{codebook.version}"
     building = path.with_suffix(".building")
-    every = Source(segment.vectors, np.arange(segment.rows), segment.id_of)
+    every = Source(segment.vectors, np.arange(segment.rows), segment.id_of, ())
     index.encode(building, codebook, _prepared_chunks([every], segment.vectors.shape[1], segment.metric))
     sealed = files.seal(building)
     building.rename(path)
@@ -238,6 +276,41 @@ def _vector_parts(sources: Sequence[Source], rows: int, dim: int) -> Iterator[by
     yield files.header(_VECTORS, dim, rows)
     for chunk in _chunks(sources, dim):
         yield np.ascontiguousarray(chunk).data.cast("B")
+
+
+def _renumbered(sources: Sequence[Source]) -> Iterator[tuple[Postings, NDArray[np.uint32]]]:
+    """The terms of sources, with the new number of each of their rows."""
+    rows = 0
+    for source in sources:
+        new = np.full(sum(part.rows for part in source.terms), postings.DROPPED, np.uint32)
+        new[source.rows] = np.arange(rows, rows + len(source.rows))
+        rows += len(source.rows)
+        first = 0
+        for part in source.terms:
+            yield part, new[first : first + part.rows]
+            first += part.rows
+
+
+def _terms_parts(sources: Iterable[tuple[Postings, NDArray[np.uint32]]], rows: int) -> Iterator[bytes]:
+    yield files.header(_TERMS, 0, rows)
+    yield from postings.merged(list(sources))
+
+
+def _write_lost_terms(
+    directory: Path, entry: storage_pb2.SegmentEntry, payloads: Iterator[bytes]
+) -> storage_pb2.SegmentEntry:
+    blocks = postings.Blocks()
+    while chunk := list(itertools.islice(payloads, postings.BLOCK_ROWS)):
+        blocks.add(chunk)
+    every = Source(np.empty((0, 0), np.float32), np.arange(entry.rows), lambda _: b"", blocks.postings)
+    written = files.write(directory / "terms.building", _terms_parts(_renumbered([every]), entry.rows))
+    (directory / written.name).rename(directory / "terms")
+    files.sync_directory(directory)
+    written.name = "terms"
+    repaired = storage_pb2.SegmentEntry()
+    repaired.CopyFrom(entry)
+    repaired.terms.CopyFrom(written)
+    return repaired
 
 
 def _prepared_chunks(sources: Sequence[Source], dim: int, metric: int) -> Iterator[NDArray[np.float32]]:

@@ -132,7 +132,7 @@ class ReplicaState:
             if entry.mutation.WhichOneof("kind") == "upsert":
                 upsert = entry.mutation.upsert
                 ids = [point_id.encode() for point_id in upsert.ids]
-                self.active.append(ids, self._matrix(upsert), entry.first_seqno)
+                self.active.append(ids, self._matrix(upsert), _payloads(upsert), entry.first_seqno)
             self.applied = last_seqno(entry)
 
     def kill_superseded(self) -> None:
@@ -148,8 +148,8 @@ class ReplicaState:
         upsert = entry.mutation.upsert
         ids = [point_id.encode() for point_id in upsert.ids]
         self._kill(batch, [point_id for point_id in ids if point_id not in self.active])
-        self.active.append(ids, self._matrix(upsert), entry.first_seqno)
-        payloads = upsert.payloads or [b""] * len(ids)
+        payloads = _payloads(upsert)
+        self.active.append(ids, self._matrix(upsert), payloads, entry.first_seqno)
         for version, (point_id, payload) in enumerate(zip(ids, payloads, strict=True), entry.first_seqno):
             batch.put_point(point_id, version, payload)
         return len(ids)
@@ -290,6 +290,11 @@ class ReplicaState:
             version: one for version, one in self.codebooks.items() if version in used or one is self.codebook
         }
         self.publish()
+
+
+def _payloads(upsert: storage_pb2.UpsertBatch) -> Sequence[bytes]:
+    """One for each id, empty where there is none."""
+    return upsert.payloads or [b""] * len(upsert.ids)
 
 
 def last_seqno(entry: storage_pb2.LogEntry) -> int:

@@ -52,6 +52,11 @@ class PointsSnapshot:
             raise _translated(error, "read") from error
         return _record(value)
 
+    def payload_of(self, point_id: bytes) -> bytes:
+        """Reads a point's payload; empty where it has none, or does not exist."""
+        record = self.get(point_id)
+        return b"" if record is None else record.payload
+
     def after(self, point_id: bytes) -> Iterator[tuple[bytes, PointRecord]]:
         """Walks the points whose id is above `point_id`, in bytewise order."""
         for key, value in self._snapshot.items(from_key=point_id or None):

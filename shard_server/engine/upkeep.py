@@ -113,7 +113,7 @@ class Upkeep:
         if len(rows):
             # While writes outrun sealing, nothing is encoded.
             hurry = self._state.active.rows >= self._settings.seal_points
-            source = segment.Source(view.vectors, rows, view.ids.__getitem__)
+            source = segment.Source(view.vectors, rows, view.ids.__getitem__, view.terms.of_rows(len(view.vectors)))
             built = self._write([source], None if hurry else self._codebook_for(len(rows)))
         self._state.install(built, sealed=rows)
 
@@ -143,6 +143,7 @@ class Upkeep:
                 part.segment.vectors,
                 np.arange(part.segment.rows) if joinable else part.live.live_rows(),
                 part.segment.id_of,
+                (part.segment.terms,),
             )
             for part in chosen
         ]

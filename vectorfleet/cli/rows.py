@@ -7,6 +7,7 @@ Whatever is wrong with a file is a `FileError` that names the file and the place
 from __future__ import annotations
 
 import operator
+import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ ID_FIELDS: Final = ("id", "_id")
 VECTOR_FIELDS: Final = ("vector", "embedding")
 TEXT_FIELD: Final = "text"
 PAYLOAD_FIELD: Final = "payload"
+_FLOAT_MAX: Final = sys.float_info.max
 
 
 class FileError(Exception):
@@ -161,6 +163,12 @@ class Roles:
         return payload or None
 
 
+def as_float32(numbers: Any) -> NDArray[np.float32]:
+    """Numbers as float32, C-contiguous; those beyond it become infinite, which whoever sends them refuses with their row."""
+    with np.errstate(over="ignore"):
+        return np.ascontiguousarray(numbers, np.float32)
+
+
 def vector_rows(vectors: Sequence[Sequence[float]], dim: int) -> NDArray[np.float32]:
     """Makes an array of vectors from JSON; raises `ValueError` with the position of the first that is wrong as its argument."""
     try:
@@ -168,7 +176,7 @@ def vector_rows(vectors: Sequence[Sequence[float]], dim: int) -> NDArray[np.floa
     except ValueError:
         array = np.empty(0, object)
     if array.ndim == 2 and array.shape[1] == dim and array.dtype.kind in "fiu":
-        return array.astype(np.float32)
+        return as_float32(array)
     for position, vector in enumerate(vectors):
         numbers = isinstance(vector, list) and all(
             isinstance(one, int | float) and not isinstance(one, bool) for one in vector
@@ -177,4 +185,6 @@ def vector_rows(vectors: Sequence[Sequence[float]], dim: int) -> NDArray[np.floa
             raise ValueError(position, "the vector is no list of numbers")
         if len(vector) != dim:
             raise ValueError(position, f"the vector has {len(vector)} components, the first one has {dim}")
-    return np.asarray(vectors, np.float32)
+        if any(abs(one) > _FLOAT_MAX for one in vector):
+            raise ValueError(position, "a component is beyond what a number can be")
+    return as_float32(vectors)

@@ -36,6 +36,9 @@ from vectorfleet.cli.readers import read_vectors
 @click.option("--nprobe", type=click.IntRange(0), default=0, help="Inverted lists to visit. [default: automatic]")
 @click.option("--oversample", type=float, default=0.0, help="Candidates compared exactly, times k. [default: 10]")
 @click.option("--exact", is_flag=True, help="Compare every vector: slow, and nothing is missed.")
+@click.option(
+    "--filter", "filter", metavar="JSON", help='Only points that pass: \'{"lang": "en", "price": {"$lt": 10}}\'.'
+)
 @click.option("--payload/--no-payload", "with_payload", default=True, show_default=True, help="Show payloads.")
 @click.option("--with-vector", is_flag=True, help="Include vectors in --json.")
 @click.option("--min-coverage", type=click.FloatRange(0, 1), default=0.0, help="Share of shards that must answer.")
@@ -46,6 +49,7 @@ def search(
     texts: tuple[str, ...],
     vectors: tuple[str, ...],
     path: Path | None,
+    filter: str | None,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -58,11 +62,12 @@ def search(
     elif path is not None:
         queries = {"vectors": read_vectors(path)}
     start_s = time.perf_counter()
-    found = client.search(name, **queries, **options)
+    found = client.search(name, **queries, filter=None if filter is None else _filter(filter), **options)
     took_ms = (time.perf_counter() - start_s) * 1000
     if as_json:
         hits = [[_hit(hit, options["with_vector"]) for hit in row] for row in found.hits]
-        show_json({"hits": hits, "coverage": asdict(found.coverage), "took_ms": round(took_ms, 3)})
+        matching = {} if found.matching is None else {"matching": found.matching}
+        show_json({"hits": hits, "coverage": asdict(found.coverage), **matching, "took_ms": round(took_ms, 3)})
     else:
         _show(found, texts, took_ms)
     warn_of_gaps(found.coverage)
@@ -85,9 +90,9 @@ def _show(found: SearchResult, texts: tuple[str, ...], took_ms: float) -> None:
             click.echo("nothing found")
         click.echo()
     coverage = found.coverage
-    click.echo(
-        f"{counted(len(found), 'query', 'queries')}, {coverage.shards_answered}/{coverage.shards_total} shards, {took_ms:.1f} ms"
-    )
+    passed = "" if found.matching is None else f"{counted(found.matching, 'match', 'matches')} of the filter, "
+    shards = f"{coverage.shards_answered}/{coverage.shards_total} shards"
+    click.echo(f"{counted(len(found), 'query', 'queries')}, {passed}{shards}, {took_ms:.1f} ms")
 
 
 def _payload(hit: Hit) -> str:
@@ -100,6 +105,16 @@ def _hit(hit: Hit, with_vector: bool) -> dict[str, Any]:
     if with_vector and hit.vector is not None:
         told["vector"] = short_floats(hit.vector)
     return told
+
+
+def _filter(text: str) -> dict[str, Any]:
+    try:
+        content = json.loads(text)
+    except ValueError as error:
+        raise click.BadParameter(f"{shorten(text, 40)} is not JSON: {error}", param_hint="--filter") from error
+    if not isinstance(content, dict):
+        raise click.BadParameter(f"{shorten(text, 40)} is no JSON object", param_hint="--filter")
+    return content
 
 
 def _vector(text: str) -> NDArray[np.float64]:

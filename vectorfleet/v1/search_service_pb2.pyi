@@ -63,7 +63,9 @@ class SearchParams(_message.Message):
     OVERSAMPLE_FIELD_NUMBER: _builtins.int
     EXACT_FIELD_NUMBER: _builtins.int
     nprobe: _builtins.int
-    """OPTIONAL. Inverted lists to visit, 1 to 65,536 (more than exist: all). Zero: chosen from the codebook's number of lists."""
+    """OPTIONAL. Inverted lists to visit, 1 to 65,536 (more than exist: all). Zero: chosen from the codebook's number of lists.
+    With a filter: as great a share of the points that pass it as these lists hold of all points.
+    """
     oversample: _builtins.float
     """OPTIONAL. Candidates compared again on raw vectors, as a multiple of k, 1 to 1,000. Zero: 10."""
     exact: _builtins.bool
@@ -91,6 +93,7 @@ class SearchRequest(_message.Message):
     QUERIES_FIELD_NUMBER: _builtins.int
     K_FIELD_NUMBER: _builtins.int
     PARAMS_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
     WITH_PAYLOAD_FIELD_NUMBER: _builtins.int
     WITH_VECTOR_FIELD_NUMBER: _builtins.int
     MIN_COVERAGE_FIELD_NUMBER: _builtins.int
@@ -115,6 +118,10 @@ class SearchRequest(_message.Message):
     def params(self) -> Global___SearchParams:
         """OPTIONAL. Absent: defaults."""
 
+    @_builtins.property
+    def filter(self) -> _types_pb2.Filter:
+        """OPTIONAL. Only points that pass it are found. A query gets k hits wherever k points pass. Absent: all points."""
+
     def __init__(
         self,
         *,
@@ -122,14 +129,15 @@ class SearchRequest(_message.Message):
         queries: _abc.Iterable[Global___Query] | None = ...,
         k: _builtins.int | None = ...,
         params: Global___SearchParams | None = ...,
+        filter: _types_pb2.Filter | None = ...,
         with_payload: _builtins.bool = ...,
         with_vector: _builtins.bool = ...,
         min_coverage: _builtins.float = ...,
         consistency_token: _builtins.bytes = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_k", b"_k", "k", b"k", "params", b"params"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_k", b"_k", "filter", b"filter", "k", b"k", "params", b"params"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_k", b"_k", "collection", b"collection", "consistency_token", b"consistency_token", "k", b"k", "min_coverage", b"min_coverage", "params", b"params", "queries", b"queries", "with_payload", b"with_payload", "with_vector", b"with_vector"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_k", b"_k", "collection", b"collection", "consistency_token", b"consistency_token", "filter", b"filter", "k", b"k", "min_coverage", b"min_coverage", "params", b"params", "queries", b"queries", "with_payload", b"with_payload", "with_vector", b"with_vector"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__k: _TypeAlias = _typing.Literal["k"]  # noqa: Y015
     _WhichOneofArgType__k: _TypeAlias = _typing.Literal["_k", b"_k"]  # noqa: Y015
@@ -200,6 +208,9 @@ class SearchResponse(_message.Message):
 
     RESULTS_FIELD_NUMBER: _builtins.int
     COVERAGE_FIELD_NUMBER: _builtins.int
+    MATCHING_POINTS_FIELD_NUMBER: _builtins.int
+    matching_points: _builtins.int
+    """With a filter: how many points pass it, on the shards that answered. Where this is below k, there were no more to find."""
     @_builtins.property
     def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___QueryResult]:
         """One for each query, in the order asked."""
@@ -211,12 +222,15 @@ class SearchResponse(_message.Message):
         *,
         results: _abc.Iterable[Global___QueryResult] | None = ...,
         coverage: _types_pb2.Coverage | None = ...,
+        matching_points: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["coverage", b"coverage"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_matching_points", b"_matching_points", "coverage", b"coverage", "matching_points", b"matching_points"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["coverage", b"coverage", "results", b"results"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_matching_points", b"_matching_points", "coverage", b"coverage", "matching_points", b"matching_points", "results", b"results"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__matching_points: _TypeAlias = _typing.Literal["matching_points"]  # noqa: Y015
+    _WhichOneofArgType__matching_points: _TypeAlias = _typing.Literal["_matching_points", b"_matching_points"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__matching_points) -> _WhichOneofReturnType__matching_points | None: ...
 
 Global___SearchResponse: _TypeAlias = SearchResponse  # noqa: Y015
 

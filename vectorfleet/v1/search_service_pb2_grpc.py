@@ -36,6 +36,7 @@ class SearchServiceStub(object):
     | a vector of another dimension      | INVALID_ARGUMENT    | WRONG_DIMENSION         | corrects it              |
     | NaN or infinity                    | INVALID_ARGUMENT    | NOT_FINITE              | corrects it              |
     | a zero vector under COSINE         | INVALID_ARGUMENT    | ZERO_VECTOR             | leaves it out            |
+    | a malformed filter, or over a limit | INVALID_ARGUMENT | INVALID_FILTER       | corrects it              |
     | text, but no embedding model       | FAILED_PRECONDITION | NO_EMBEDDING_MODEL      | sends a vector           |
     | text support is not installed      | FAILED_PRECONDITION | EMBEDDING_NOT_INSTALLED | installs vectorfleet[embed] on the router |
     | coverage is below min_coverage     | UNAVAILABLE         | TOO_FEW_SHARDS          | retries, or takes less   |
@@ -73,6 +74,7 @@ class SearchServiceServicer(object):
     | a vector of another dimension      | INVALID_ARGUMENT    | WRONG_DIMENSION         | corrects it              |
     | NaN or infinity                    | INVALID_ARGUMENT    | NOT_FINITE              | corrects it              |
     | a zero vector under COSINE         | INVALID_ARGUMENT    | ZERO_VECTOR             | leaves it out            |
+    | a malformed filter, or over a limit | INVALID_ARGUMENT | INVALID_FILTER       | corrects it              |
     | text, but no embedding model       | FAILED_PRECONDITION | NO_EMBEDDING_MODEL      | sends a vector           |
     | text support is not installed      | FAILED_PRECONDITION | EMBEDDING_NOT_INSTALLED | installs vectorfleet[embed] on the router |
     | coverage is below min_coverage     | UNAVAILABLE         | TOO_FEW_SHARDS          | retries, or takes less   |
@@ -129,6 +131,7 @@ class SearchService(object):
     | a vector of another dimension      | INVALID_ARGUMENT    | WRONG_DIMENSION         | corrects it              |
     | NaN or infinity                    | INVALID_ARGUMENT    | NOT_FINITE              | corrects it              |
     | a zero vector under COSINE         | INVALID_ARGUMENT    | ZERO_VECTOR             | leaves it out            |
+    | a malformed filter, or over a limit | INVALID_ARGUMENT | INVALID_FILTER       | corrects it              |
     | text, but no embedding model       | FAILED_PRECONDITION | NO_EMBEDDING_MODEL      | sends a vector           |
     | text support is not installed      | FAILED_PRECONDITION | EMBEDDING_NOT_INSTALLED | installs vectorfleet[embed] on the router |
     | coverage is below min_coverage     | UNAVAILABLE         | TOO_FEW_SHARDS          | retries, or takes less   |

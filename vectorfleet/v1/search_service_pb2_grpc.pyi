@@ -37,6 +37,7 @@ class SearchServiceStub:
     | a vector of another dimension      | INVALID_ARGUMENT    | WRONG_DIMENSION         | corrects it              |
     | NaN or infinity                    | INVALID_ARGUMENT    | NOT_FINITE              | corrects it              |
     | a zero vector under COSINE         | INVALID_ARGUMENT    | ZERO_VECTOR             | leaves it out            |
+    | a malformed filter, or over a limit | INVALID_ARGUMENT | INVALID_FILTER       | corrects it              |
     | text, but no embedding model       | FAILED_PRECONDITION | NO_EMBEDDING_MODEL      | sends a vector           |
     | text support is not installed      | FAILED_PRECONDITION | EMBEDDING_NOT_INSTALLED | installs vectorfleet[embed] on the router |
     | coverage is below min_coverage     | UNAVAILABLE         | TOO_FEW_SHARDS          | retries, or takes less   |
@@ -70,6 +71,7 @@ class SearchServiceAsyncStub(SearchServiceStub):
     | a vector of another dimension      | INVALID_ARGUMENT    | WRONG_DIMENSION         | corrects it              |
     | NaN or infinity                    | INVALID_ARGUMENT    | NOT_FINITE              | corrects it              |
     | a zero vector under COSINE         | INVALID_ARGUMENT    | ZERO_VECTOR             | leaves it out            |
+    | a malformed filter, or over a limit | INVALID_ARGUMENT | INVALID_FILTER       | corrects it              |
     | text, but no embedding model       | FAILED_PRECONDITION | NO_EMBEDDING_MODEL      | sends a vector           |
     | text support is not installed      | FAILED_PRECONDITION | EMBEDDING_NOT_INSTALLED | installs vectorfleet[embed] on the router |
     | coverage is below min_coverage     | UNAVAILABLE         | TOO_FEW_SHARDS          | retries, or takes less   |
@@ -99,6 +101,7 @@ class SearchServiceServicer(metaclass=_abc_1.ABCMeta):
     | a vector of another dimension      | INVALID_ARGUMENT    | WRONG_DIMENSION         | corrects it              |
     | NaN or infinity                    | INVALID_ARGUMENT    | NOT_FINITE              | corrects it              |
     | a zero vector under COSINE         | INVALID_ARGUMENT    | ZERO_VECTOR             | leaves it out            |
+    | a malformed filter, or over a limit | INVALID_ARGUMENT | INVALID_FILTER       | corrects it              |
     | text, but no embedding model       | FAILED_PRECONDITION | NO_EMBEDDING_MODEL      | sends a vector           |
     | text support is not installed      | FAILED_PRECONDITION | EMBEDDING_NOT_INSTALLED | installs vectorfleet[embed] on the router |
     | coverage is below min_coverage     | UNAVAILABLE         | TOO_FEW_SHARDS          | retries, or takes less   |

@@ -409,3 +409,219 @@ class MissingShard(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___MissingShard: _TypeAlias = MissingShard  # noqa: Y015
+
+@_typing.final
+class Filter(_message.Message):
+    """Which points are wanted: a condition on their payloads.
+
+    A field is named by its path: the keys that lead to it, joined by dots. Arrays are looked through at every step, and a
+    condition on an array is true when it is true of at least one element: {"a": [{"b": 1}, {"b": 2}]} has the values 1 and 2
+    at "a.b". A key that itself contains dots is written as it is.
+
+    Values are compared by JSON type: 1 equals 1.0, and neither equals "1" or true. A field that is missing, or holds another
+    type, makes a condition false, never an error. At most 16 filters deep, 256 conditions, 10,000 values and 256 KiB.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FIELD_FIELD_NUMBER: _builtins.int
+    ALL_OF_FIELD_NUMBER: _builtins.int
+    ANY_OF_FIELD_NUMBER: _builtins.int
+    NONE_OF_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def field(self) -> Global___FieldFilter:
+        """A condition on one field."""
+
+    @_builtins.property
+    def all_of(self) -> Global___FilterList:
+        """True when all of these are."""
+
+    @_builtins.property
+    def any_of(self) -> Global___FilterList:
+        """True when at least one of these is."""
+
+    @_builtins.property
+    def none_of(self) -> Global___FilterList:
+        """True when none of these is, also for points without a payload."""
+
+    def __init__(
+        self,
+        *,
+        field: Global___FieldFilter | None = ...,
+        all_of: Global___FilterList | None = ...,
+        any_of: Global___FilterList | None = ...,
+        none_of: Global___FilterList | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["all_of", b"all_of", "any_of", b"any_of", "field", b"field", "form", b"form", "none_of", b"none_of"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["all_of", b"all_of", "any_of", b"any_of", "field", b"field", "form", b"form", "none_of", b"none_of"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_form: _TypeAlias = _typing.Literal["field", "all_of", "any_of", "none_of"]  # noqa: Y015
+    _WhichOneofArgType_form: _TypeAlias = _typing.Literal["form", b"form"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_form) -> _WhichOneofReturnType_form | None: ...
+
+Global___Filter: _TypeAlias = Filter  # noqa: Y015
+
+@_typing.final
+class FilterList(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FILTERS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def filters(self) -> _containers.RepeatedCompositeFieldContainer[Global___Filter]:
+        """REQUIRED. 1 or more."""
+
+    def __init__(
+        self,
+        *,
+        filters: _abc.Iterable[Global___Filter] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["filters", b"filters"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FilterList: _TypeAlias = FilterList  # noqa: Y015
+
+@_typing.final
+class FieldFilter(_message.Message):
+    """A condition on one field of the payload."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATH_FIELD_NUMBER: _builtins.int
+    EQUALS_FIELD_NUMBER: _builtins.int
+    RANGE_FIELD_NUMBER: _builtins.int
+    EXISTS_FIELD_NUMBER: _builtins.int
+    path: _builtins.str
+    """REQUIRED. 1 to 1,024 bytes."""
+    exists: _builtins.bool
+    """True: the field is there, whatever it holds, null included. False: it is not."""
+    @_builtins.property
+    def equals(self) -> Global___FilterValues:
+        """The field equals at least one of these."""
+
+    @_builtins.property
+    def range(self) -> Global___FilterRange:
+        """The field is a number within these bounds."""
+
+    def __init__(
+        self,
+        *,
+        path: _builtins.str = ...,
+        equals: Global___FilterValues | None = ...,
+        range: Global___FilterRange | None = ...,
+        exists: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["equals", b"equals", "exists", b"exists", "range", b"range", "test", b"test"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["equals", b"equals", "exists", b"exists", "path", b"path", "range", b"range", "test", b"test"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_test: _TypeAlias = _typing.Literal["equals", "range", "exists"]  # noqa: Y015
+    _WhichOneofArgType_test: _TypeAlias = _typing.Literal["test", b"test"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_test) -> _WhichOneofReturnType_test | None: ...
+
+Global___FieldFilter: _TypeAlias = FieldFilter  # noqa: Y015
+
+@_typing.final
+class FilterValues(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VALUES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def values(self) -> _containers.RepeatedCompositeFieldContainer[Global___FilterValue]:
+        """REQUIRED. 1 or more."""
+
+    def __init__(
+        self,
+        *,
+        values: _abc.Iterable[Global___FilterValue] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["values", b"values"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FilterValues: _TypeAlias = FilterValues  # noqa: Y015
+
+@_typing.final
+class FilterRange(_message.Message):
+    """Bounds of a number; at least one. A lower bound above the upper one matches nothing."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GT_FIELD_NUMBER: _builtins.int
+    GTE_FIELD_NUMBER: _builtins.int
+    LT_FIELD_NUMBER: _builtins.int
+    LTE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def gt(self) -> Global___FilterValue:
+        """OPTIONAL. The field is greater than this number. Excludes gte."""
+
+    @_builtins.property
+    def gte(self) -> Global___FilterValue:
+        """OPTIONAL. The field is this number or greater."""
+
+    @_builtins.property
+    def lt(self) -> Global___FilterValue:
+        """OPTIONAL. The field is less than this number. Excludes lte."""
+
+    @_builtins.property
+    def lte(self) -> Global___FilterValue:
+        """OPTIONAL. The field is this number or less."""
+
+    def __init__(
+        self,
+        *,
+        gt: Global___FilterValue | None = ...,
+        gte: Global___FilterValue | None = ...,
+        lt: Global___FilterValue | None = ...,
+        lte: Global___FilterValue | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["gt", b"gt", "gte", b"gte", "lt", b"lt", "lte", b"lte"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["gt", b"gt", "gte", b"gte", "lt", b"lt", "lte", b"lte"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FilterRange: _TypeAlias = FilterRange  # noqa: Y015
+
+@_typing.final
+class FilterValue(_message.Message):
+    """A JSON value that is neither an object nor an array."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STRING_VALUE_FIELD_NUMBER: _builtins.int
+    INT_VALUE_FIELD_NUMBER: _builtins.int
+    DOUBLE_VALUE_FIELD_NUMBER: _builtins.int
+    BOOL_VALUE_FIELD_NUMBER: _builtins.int
+    NULL_VALUE_FIELD_NUMBER: _builtins.int
+    string_value: _builtins.str
+    int_value: _builtins.int
+    """Compared exactly, also beyond 2^53."""
+    double_value: _builtins.float
+    """Finite."""
+    bool_value: _builtins.bool
+    null_value: _builtins.bool
+    """JSON's null. True."""
+    def __init__(
+        self,
+        *,
+        string_value: _builtins.str = ...,
+        int_value: _builtins.int = ...,
+        double_value: _builtins.float = ...,
+        bool_value: _builtins.bool = ...,
+        null_value: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["bool_value", b"bool_value", "double_value", b"double_value", "int_value", b"int_value", "null_value", b"null_value", "string_value", b"string_value", "value", b"value"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bool_value", b"bool_value", "double_value", b"double_value", "int_value", b"int_value", "null_value", b"null_value", "string_value", b"string_value", "value", b"value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_value: _TypeAlias = _typing.Literal["string_value", "int_value", "double_value", "bool_value", "null_value"]  # noqa: Y015
+    _WhichOneofArgType_value: _TypeAlias = _typing.Literal["value", b"value"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_value) -> _WhichOneofReturnType_value | None: ...
+
+Global___FilterValue: _TypeAlias = FilterValue  # noqa: Y015

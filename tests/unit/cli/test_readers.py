@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import datetime
+import decimal
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from vectorfleet import _arguments as arguments
 from vectorfleet.cli.readers import open_points, read_vectors
 from vectorfleet.cli.rows import Fields, FileError, PointFile
 
@@ -39,6 +43,11 @@ def jsonl(path: Path, vectors: np.ndarray) -> Path:
 
 def parquet(path: Path, vectors: np.ndarray) -> Path:
     pq.write_table(pa.table({"vector": pa.array(vectors.tolist(), pa.list_(pa.float32()))}), path, row_group_size=3)
+    return path
+
+
+def parquet_of_doubles(path: Path, vectors: np.ndarray) -> Path:
+    pq.write_table(pa.table({"vector": vectors.tolist()}), path)
     return path
 
 
@@ -250,6 +259,65 @@ def test_parquet_texts(tmp_path: Path) -> None:
     pq.write_table(pa.table({"text": ["a", "b"], "n": [1, 2]}), path)
     (rows,) = open_points(path, Fields()).batches(0, 10)
     assert (rows.texts, rows.payloads, rows.ids) == (["a", "b"], [{"n": 1}, {"n": 2}], ["0", "1"])
+
+
+NS = 1_700_000_000_123_456_789
+
+
+@pytest.mark.parametrize(
+    ("column", "told"),
+    [
+        (pa.array([NS], pa.timestamp("ns")), "2023-11-14T22:13:20.123456"),
+        (pa.array([NS], pa.timestamp("ns", "UTC")), "2023-11-14T22:13:20.123456+00:00"),
+        (pa.array([NS // 10**9], pa.timestamp("s", "+02:00")), "2023-11-15T00:13:20+02:00"),
+        (pa.array([datetime.date(2023, 11, 14)]), "2023-11-14"),
+        (pa.array([3_723_000_000_001], pa.time64("ns")), "01:02:03"),
+        (pa.array([decimal.Decimal("19.90")]), 19.9),
+        (pa.array([[1.5, math.nan]]), [1.5, None]),
+        (pa.array([{"at": datetime.datetime(2023, 1, 2), "n": math.nan}]), {"at": "2023-01-02T00:00:00", "n": None}),
+        (pa.array([[("k", 1)]], pa.map_(pa.string(), pa.int8())), [["k", 1]]),
+        (pa.array(["red"]).dictionary_encode(), "red"),
+        (pa.array([math.nan]), None),
+        (pa.array([None], pa.timestamp("ns")), None),
+    ],
+)
+def test_parquet_payloads_are_json(tmp_path: Path, column: pa.Array, told: Any) -> None:
+    path = tmp_path / "p.parquet"
+    pq.write_table(pa.table({"vector": [[1.0]], "x": column}), path)
+    (rows,) = open_points(path, Fields()).batches(0, 10)
+    assert rows.payloads == [None if told is None else {"x": told}]
+    arguments.payload_bytes(rows.payloads, 1)
+
+
+@pytest.mark.parametrize(
+    ("column", "words"),
+    [
+        (pa.array(["a", "b"], pa.binary()), ["row 0", "'x' holds bytes"]),
+        (pa.array([1.0, math.inf]), ["row 1", "'x' holds an infinite number"]),
+        (pa.array([{"a": None}, {"a": b"b"}]), ["row 1", "'x' holds bytes"]),
+        (pa.array([1, 2], pa.duration("s")), ["row 0", "'x' holds timedelta"]),
+        (pa.array([1, 2**62], pa.timestamp("us")), ["'x' of timestamp[us] cannot be read"]),
+        (pa.array([{"a": NS}, None], pa.struct([("a", pa.timestamp("ns"))])), ["'x' of struct", "cannot be read"]),
+    ],
+)
+def test_parquet_payloads_that_are_no_json(tmp_path: Path, column: pa.Array, words: list[str]) -> None:
+    path = tmp_path / "p.parquet"
+    pq.write_table(pa.table({"vector": [[1.0], [2.0]], "x": column, "y": [1, 2]}), path)
+    refused(lambda: drain(path), *words, "--payload-field")
+    drain(path, Fields(payload=("y",)))
+
+
+@pytest.mark.filterwarnings("error")
+def test_numbers_beyond_float32(tmp_path: Path) -> None:
+    for writer in (parquet_of_doubles, jsonl, npy):
+        suffix = {parquet_of_doubles: ".parquet", jsonl: ".jsonl", npy: ".npy"}[writer]
+        file = open_points(writer(tmp_path / f"v{suffix}", np.array([[1.0], [1e300]])), Fields())
+        assert everything(file)[1].tolist() == [[1.0], [math.inf]], "the client refuses it, and names the row"
+    path = tmp_path / "i.jsonl"
+    path.write_text('{"vector": [1]}\n{"vector": [1' + "0" * 60 + "]}")
+    assert everything(open_points(path, Fields()))[1].tolist() == [[1.0], [math.inf]]
+    path.write_text('{"vector": [1]}\n{"vector": [1' + "0" * 400 + "]}")
+    refused(lambda: drain(path), "line 2", "beyond what a number can be")
 
 
 @pytest.mark.parametrize(

@@ -252,6 +252,7 @@ def test_arrays_are_filled_up_and_made_once() -> None:
         ({"exact": "no"}, "exact"),
         ({"with_payload": None}, "with_payload"),
         ({"with_vector": np.ones(2)}, "with_vector"),
+        ({"filter": {"a": {"$gt": "z"}}}, "filter.a.$gt"),
     ],
 )
 def test_a_search_that_cannot_be_sent(changes: dict[str, Any], field: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
 from pathlib import Path
@@ -16,9 +17,16 @@ from shard_server.engine.index import Codebook, train_codebook
 from shard_server.engine.replica import Replica
 from shard_server.engine.upkeep import EngineSettings
 from tests.unit.engine.conftest import delete, identity, settle, upsert
+from tests.unit.engine.filters import passes
 from vectorfleet.v1 import types_pb2
 
 DIM = 6
+FILTERS = [
+    types_pb2.Filter(field={"path": "seed", "range": {"lt": {"int_value": 5_000}}}),
+    types_pb2.Filter(none_of={"filters": [{"field": {"path": "seed", "range": {"gte": {"int_value": 9_000}}}}]}),
+    types_pb2.Filter(field={"path": "group", "equals": {"values": [{"int_value": 1}, {"string_value": "two"}]}}),
+    types_pb2.Filter(field={"path": "seed", "exists": False}),
+]
 METRICS = [types_pb2.METRIC_L2, types_pb2.METRIC_DOT, types_pb2.METRIC_COSINE]
 ids = st.integers(0, 60).map(lambda number: f"p{number}" if number % 7 else f"ü-{number}")
 
@@ -26,6 +34,11 @@ ids = st.integers(0, 60).map(lambda number: f"p{number}" if number % 7 else f"ü
 def vector(seed: int) -> NDArray[np.float32]:
     """A vector that is often equal to another one, so that ties happen."""
     return np.random.default_rng(seed % 40).standard_normal(DIM).astype(np.float32)
+
+
+def payload(seed: int) -> bytes:
+    """A payload in which one field is now a number, now a string."""
+    return json.dumps({"seed": seed, "group": [1, "two", [3, "two"]][seed % 3]}).encode()
 
 
 class Model(RuleBasedStateMachine):
@@ -51,7 +64,7 @@ class Model(RuleBasedStateMachine):
             self.maintain(6.0, 1)
         mutations = []
         for batch in batches:
-            payloads = {point_id: f'{{"seed": {seed}}}'.encode() for point_id, seed in batch.items() if seed % 3}
+            payloads = {point_id: payload(seed) for point_id, seed in batch.items() if seed % 3}
             points = {point_id: vector(seed) for point_id, seed in batch.items()}
             mutations.append(upsert(points, payloads))
             self.model.update({point_id: (points[point_id], payloads.get(point_id, b"")) for point_id in batch})
@@ -117,6 +130,21 @@ class Model(RuleBasedStateMachine):
         approximate = self.replica.search(query, 5)
         assert len(approximate.ids) == len(set(approximate.ids))
         assert set(approximate.ids) <= self.model.keys()
+        assert len(approximate.ids) == min(5, len(self.model))
+        for wanted in FILTERS:
+            self.check_filtered(query, wanted)
+
+    def check_filtered(self, query: NDArray[np.float32], wanted: types_pb2.Filter) -> None:
+        """A filtered search finds k points wherever k pass, and with `exact` the nearest."""
+        passing = {point_id for point_id, (_, payload) in self.model.items() if passes(wanted, payload)}
+        exact = self.replica.search(query, 100, exact=True, wanted=wanted)
+        assert exact.ids == [
+            point_id for point_id in self.oracle(query[0].astype(np.float64), 100) if point_id in passing
+        ]
+        assert exact.matching == len(passing)
+        approximate = self.replica.search(query, 4, nprobe=1, wanted=wanted)
+        assert len(approximate.ids) == len(set(approximate.ids)) == min(4, len(passing))
+        assert set(approximate.ids) <= passing
 
     def oracle(self, query: NDArray[np.float64], k: int) -> list[str]:
         def key(point_id: str) -> tuple[np.float32, bytes]:

@@ -224,6 +224,21 @@ async def test_a_damaged_replica_answers_with_its_reason_and_others_go_on(stage:
     assert messages["good"] == ""
 
 
+async def test_a_failed_replica_keeps_nothing_of_the_calls_it_refused(stage: Stage) -> None:
+    stage.errors["bad"] = DataLoss("segments/7/vectors is damaged")
+    stage.host.apply(stage.state(5, collection("bad", ["n1"])))
+    await stage.host.all_opened()
+    (held,) = stage.host.replicas
+    depths = []
+    for _ in range(3):
+        with pytest.raises(DataLoss) as caught:
+            await held.opened()
+        with pytest.raises(DataLoss):
+            await held.run(stage.commit, None, FakeReplica.close)  # type: ignore[arg-type]
+        depths.append(len(caught.traceback))
+    assert len(set(depths)) == 1, "an exception that is raised again holds on to every stack it passed"
+
+
 async def test_a_call_waits_for_the_map_and_then_for_the_replica(stage: Stage) -> None:
     stage.hold_opening.clear()
     call = asyncio.create_task(stage.find("u1", epoch=5))

@@ -41,6 +41,19 @@ async def test_a_call_beyond_the_bound_is_refused(busy: threading.Event) -> None
     pool.close()
 
 
+async def test_a_pool_says_whether_a_thread_works(busy: threading.Event) -> None:
+    pool = WorkPool("test", threads=1, waiting_max=2)
+    assert pool.idle
+    started = threading.Event()
+    task = asyncio.create_task(pool.run(lambda: (started.set(), busy.wait(TIMEOUT_S))))
+    await asyncio.to_thread(started.wait, TIMEOUT_S)
+    pool.close()
+    assert not pool.idle, "a process that waits for this thread at its end may wait long"
+    busy.set()
+    await task
+    assert pool.idle
+
+
 async def test_work_whose_time_is_up_never_starts(busy: threading.Event) -> None:
     pool = WorkPool("test", threads=1, waiting_max=10)
     tasks = await filled(pool, busy, 1)

@@ -94,6 +94,7 @@ class SearchRequest(_message.Message):
     EXACT_FIELD_NUMBER: _builtins.int
     WITH_PAYLOAD_FIELD_NUMBER: _builtins.int
     WITH_VECTOR_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
     collection_uid: _builtins.str
     epoch: _builtins.int
     vectors: _builtins.bytes
@@ -109,6 +110,10 @@ class SearchRequest(_message.Message):
     with_vector: _builtins.bool
     @_builtins.property
     def targets(self) -> _containers.RepeatedCompositeFieldContainer[Global___ShardTarget]: ...
+    @_builtins.property
+    def filter(self) -> _types_pb2.Filter:
+        """Absent: all points. Validated."""
+
     def __init__(
         self,
         *,
@@ -123,10 +128,11 @@ class SearchRequest(_message.Message):
         exact: _builtins.bool = ...,
         with_payload: _builtins.bool = ...,
         with_vector: _builtins.bool = ...,
+        filter: _types_pb2.Filter | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection_uid", b"collection_uid", "epoch", b"epoch", "exact", b"exact", "k", b"k", "nprobe", b"nprobe", "oversample", b"oversample", "query_count", b"query_count", "targets", b"targets", "vectors", b"vectors", "with_payload", b"with_payload", "with_vector", b"with_vector"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection_uid", b"collection_uid", "epoch", b"epoch", "exact", b"exact", "filter", b"filter", "k", b"k", "nprobe", b"nprobe", "oversample", b"oversample", "query_count", b"query_count", "targets", b"targets", "vectors", b"vectors", "with_payload", b"with_payload", "with_vector", b"with_vector"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -191,6 +197,7 @@ class ShardResult(_message.Message):
     IDS_FIELD_NUMBER: _builtins.int
     PAYLOADS_FIELD_NUMBER: _builtins.int
     VECTORS_FIELD_NUMBER: _builtins.int
+    MATCHING_POINTS_FIELD_NUMBER: _builtins.int
     shard: _builtins.int
     error_reason: _builtins.str
     """Empty: it answered. Otherwise a reason of docs/errors.md."""
@@ -201,6 +208,8 @@ class ShardResult(_message.Message):
     """Little-endian float32[sum(counts)], best first within a query; final scores."""
     vectors: _builtins.bytes
     """Empty, or little-endian float32[sum(counts), dim]."""
+    matching_points: _builtins.int
+    """With a filter: how many of the shard's points pass it."""
     @_builtins.property
     def ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """One a hit."""
@@ -220,10 +229,11 @@ class ShardResult(_message.Message):
         ids: _abc.Iterable[_builtins.str] | None = ...,
         payloads: _abc.Iterable[_builtins.bytes] | None = ...,
         vectors: _builtins.bytes = ...,
+        matching_points: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "error_message", b"error_message", "error_reason", b"error_reason", "ids", b"ids", "payloads", b"payloads", "scores", b"scores", "shard", b"shard", "vectors", b"vectors"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "error_message", b"error_message", "error_reason", b"error_reason", "ids", b"ids", "matching_points", b"matching_points", "payloads", b"payloads", "scores", b"scores", "shard", b"shard", "vectors", b"vectors"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

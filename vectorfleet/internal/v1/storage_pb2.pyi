@@ -180,6 +180,7 @@ class SegmentEntry(_message.Message):
     FILES_FIELD_NUMBER: _builtins.int
     INDEX_FIELD_NUMBER: _builtins.int
     CODEBOOK_VERSION_FIELD_NUMBER: _builtins.int
+    TERMS_FIELD_NUMBER: _builtins.int
     segment: _builtins.int
     rows: _builtins.int
     codebook_version: _builtins.int
@@ -192,6 +193,10 @@ class SegmentEntry(_message.Message):
     def index(self) -> Global___FileEntry:
         """Absent: not encoded; searched exactly."""
 
+    @_builtins.property
+    def terms(self) -> Global___FileEntry:
+        """The payloads' values, sorted, for filters: immutable, but derived from the points. Absent: to be built."""
+
     def __init__(
         self,
         *,
@@ -200,10 +205,11 @@ class SegmentEntry(_message.Message):
         files: _abc.Iterable[Global___FileEntry] | None = ...,
         index: Global___FileEntry | None = ...,
         codebook_version: _builtins.int = ...,
+        terms: Global___FileEntry | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["index", b"index"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["index", b"index", "terms", b"terms"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["codebook_version", b"codebook_version", "files", b"files", "index", b"index", "rows", b"rows", "segment", b"segment"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["codebook_version", b"codebook_version", "files", b"files", "index", b"index", "rows", b"rows", "segment", b"segment", "terms", b"terms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

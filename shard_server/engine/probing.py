@@ -1,0 +1,52 @@
+"""Which inverted lists a query visits when not all rows may be found: the nearest of those that hold enough of them.
+
+A fixed number of lists is wrong under a filter: the nearest may hold none of the rows that pass (a filter on shoes, a query that
+is a hat), and the answer runs short or, worse, is full of what happened to be near. So lists without such rows are
+skipped, and a query goes on until the lists that it visits hold as great a share of the rows that pass as the same search
+without a filter would visit of all rows.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shard_server.engine.index import Codebook, Matrix, Rows
+
+_WIDEN: Final = 4
+
+
+def rows_to_visit(wanted: int, passing: int, nprobe: int, nlist: int) -> int:
+    """How many passing rows a query's lists shall hold: the share that `nprobe` lists have, and never below `wanted`."""
+    return max(wanted, math.ceil(passing * min(1.0, nprobe / nlist)))
+
+
+def nearest_lists(
+    codebook: Codebook, queries: Matrix, per_list: NDArray[np.int64], rows: int
+) -> tuple[NDArray[np.float32], Rows]:
+    """Finds each query's nearest lists that hold `rows` rows together, or all that there are.
+
+    Args:
+        codebook: assigns queries to lists.
+        queries: float32[nq, dim], prepared.
+        per_list: int64[nlist]: the rows that count.
+        rows: how many of them.
+
+    Returns:
+        float32[nq, n] distances and int64[nq, n] lists, nearest first; -1 where a query needs fewer than another.
+    """
+    width = min(codebook.nlist, max(1, 2 * -(-rows * codebook.nlist // max(1, int(per_list.sum())))))
+    while True:
+        distances, lists = codebook.assign(queries, width)
+        held = per_list[lists]
+        before = np.cumsum(held, axis=1) - held
+        if width == codebook.nlist or bool(np.all(before[:, -1] + held[:, -1] >= rows)):
+            break
+        width = min(codebook.nlist, _WIDEN * width)
+    chosen = (held > 0) & (before < rows)
+    first = np.argsort(~chosen, axis=1, kind="stable")[:, : max(1, int(chosen.sum(axis=1).max()))]
+    lists = np.where(np.take_along_axis(chosen, first, axis=1), np.take_along_axis(lists, first, axis=1), -1)
+    return np.ascontiguousarray(np.take_along_axis(distances, first, axis=1)), np.ascontiguousarray(lists)
