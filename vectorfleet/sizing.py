@@ -30,6 +30,10 @@ HASH_BYTES: Final = 12
 OFFSET_BYTES: Final = 8
 """Of the `ids` file, beside the id itself."""
 NORM_BYTES: Final = 4
+POSTING_BYTES: Final = 28
+"""Of one value of a payload: 4 for the row, and 24 for the value, shared by the rows that have it; here, none do."""
+FILTER_BYTES: Final = 4
+"""Of a row in memory, where filters are used: bitmaps of what passes, and the rows' lists."""
 STORED_POINT_BYTES: Final = 16
 """RocksDB's sequence number and the point's version, beside id and payload."""
 STORE_FILTER_BYTES: Final = 1.25
@@ -82,6 +86,8 @@ class Demand:
     id_bytes: int = 16
     payload_bytes: int = 256
     """Of the JSON of one point, on average."""
+    payload_values: int = 4
+    """Of one point, arrays counted by their elements: what filters can ask for."""
     cached: float = 0.1
     """The part of the raw vectors that is to stay in memory, 0 to 1."""
     shards: int = 0
@@ -249,6 +255,7 @@ def _memory(
     grows = {
         **index,
         "raw vectors kept in memory": demand.cached * rows * _raw_bytes(demand),
+        "filters on payloads": rows * (FILTER_BYTES if demand.payload_values else 0),
         "filters and indexes of the store": rows * (STORE_FILTER_BYTES + stored * key_bytes / STORE_BLOCK_BYTES),
     }
     fixed = {
@@ -278,6 +285,7 @@ def _disk(
         "raw vectors": rows * _raw_bytes(demand),
         "codes": codes,
         "ids and their hashes": rows * names,
+        "values of payloads, for filters": rows * POSTING_BYTES * demand.payload_values,
         "payloads": rows * (demand.id_bytes + STORED_POINT_BYTES + demand.payload_bytes),
     }
     fixed = {
@@ -330,6 +338,7 @@ def _check(demand: Demand) -> None:
         ("m", demand.m, 0, demand.dim),
         ("nlist", demand.nlist, 0, limits.NLIST_MAX),
         ("id-bytes", demand.id_bytes, 1, limits.ID_BYTES_MAX),
+        ("payload-values", demand.payload_values, 0, limits.PAYLOAD_BYTES_MAX),
         ("payload-bytes", demand.payload_bytes, 0, limits.PAYLOAD_BYTES_MAX),
         ("cached", demand.cached, 0, 1),
     )

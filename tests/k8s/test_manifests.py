@@ -317,7 +317,7 @@ def test_the_sizing_component_sets_the_overlays_numbers() -> None:
     resources = shard["template"]["spec"]["containers"][0]["resources"]
     assert (shard["replicas"], resources["requests"]["memory"]) == (5, "14336Mi")
     assert resources["limits"] == {"memory": "14336Mi"}
-    assert volume["spec"]["resources"]["requests"]["storage"] == "108544Mi"
+    assert volume["spec"]["resources"]["requests"]["storage"] == "111616Mi"
 
 
 # ------------------------------------------------------------------ the images

@@ -54,7 +54,13 @@ def test_the_bytes_are_those_of_a_real_replica(tmp_path: Path, dim: int, metric:
     vectors = np.random.default_rng(5).standard_normal((rows, dim), dtype=np.float32)
     ids = [f"point-{number:010}" for number in range(rows)]
     demand = Demand(
-        rows, dim, cosine=metric == types_pb2.METRIC_COSINE, payload_bytes=len(payload), cached=1.0, nlist=32
+        rows,
+        dim,
+        cosine=metric == types_pb2.METRIC_COSINE,
+        payload_bytes=len(payload),
+        payload_values=1,
+        cached=1.0,
+        nlist=32,
     )
     found = plan(demand, MACHINE)
     content = index.train_codebook(
@@ -76,6 +82,7 @@ def test_the_bytes_are_those_of_a_real_replica(tmp_path: Path, dim: int, metric:
     disk = {item.name: item.bytes for item in found.disk}
     assert files["vectors"] + files.get("lengths", 0) == pytest.approx(disk["raw vectors"], rel=0.001)
     assert files["ids"] + files["hashes"] == pytest.approx(disk["ids and their hashes"], rel=0.001)
+    assert files["terms"] - 512 <= disk["values of payloads, for filters"], "one value that all rows share is less"
     # Lists end anywhere within a block: the average is half a block. The file has the PQ's centroids besides.
     centroids = 16 * 4 * found.shape.m * math.ceil(dim / found.shape.m)
     assert stats.index_bytes - centroids == pytest.approx(disk["codes"], rel=0.03)

@@ -60,6 +60,7 @@ class _Count(click.ParamType[int]):
 @click.option("--shards", type=int, default=0, help="Shards of the collection.  [default: one for each node]")
 @click.option("--id-bytes", type=int, default=16, show_default=True, help="Of an id, on average.")
 @click.option("--payload-bytes", type=int, default=256, show_default=True, help="Of a payload's JSON, on average.")
+@click.option("--payload-values", type=int, default=4, show_default=True, help="Of a payload, on average.")
 @click.option(
     "--cached", type=float, default=0.1, show_default=True, help="Part of the raw vectors to keep in memory, 0 to 1."
 )
@@ -186,7 +187,7 @@ def _alternatives(found: Plan) -> list[tuple[str, Plan]]:
         ("--cached 1: all raw vectors in memory", replace(demand, cached=1.0), machine),
         (f"--m {found.shape.m // 2}: codes half as long", replace(demand, m=found.shape.m // 2), machine),
         ("--replicas 1", replace(demand, replicas=1), machine),
-        ("--payload-bytes 0", replace(demand, payload_bytes=0), machine),
+        ("no payloads", replace(demand, payload_bytes=0, payload_values=0), machine),
         ("machines with twice the memory", demand, replace(machine, memory_bytes=2 * machine.memory_bytes)),
     ]
     plans = []

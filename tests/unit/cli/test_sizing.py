@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ def run(*arguments: str, code: int = 0) -> Result:
 def test_it_prints_nodes_memory_disk_and_what_costs(tmp_path: Path) -> None:
     done = run("--points", "1e9", "--dim", "768", "--replicas", "2")
     first = done.stdout.splitlines()[0]
-    assert first.startswith("1,000,000,000 points of 768 dimensions, 2 copies: 19 nodes with 55.0 GiB of memory")
+    assert first.startswith("1,000,000,000 points of 768 dimensions, 2 copies: 19 nodes with 55.2 GiB of memory")
     for part in (
         "MEMORY OF A NODE",
         "DISK OF A NODE",
@@ -81,3 +82,20 @@ def test_what_makes_no_sense_is_refused(arguments: list[str], code: int, said: s
     done = run(*arguments, code=code)
     assert said in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_the_operators_page_says_what_the_command_says() -> None:
+    page = (Path(__file__).resolve().parents[3] / "docs" / "operations.md").read_text()
+    rows = re.findall(
+        r"^\| (\d+)([MB]) × (\d+)([^|]*)\| (\d+) \| ([\d.]+) GiB \| ([\d.]+) GiB \| ([\d.]+) \|", page, re.MULTILINE
+    )
+    assert len(rows) == 6
+    for count, unit, dim, more, nodes, memory, volume, index in rows:
+        arguments = ["--points", str(int(count) * {"M": 10**6, "B": 10**9}[unit]), "--dim", dim]
+        arguments += ["--shards", "2"] if "two shards" in more else []
+        arguments += ["--payload-bytes", "0", "--payload-values", "0"] if "no payloads" in more else []
+        arguments += ["--replicas", "2"] if "two copies" in more else []
+        told = json.loads(run(*arguments, "--json").stdout)
+        said = (told["nodes"], told["memory_bytes"] / 2**30, told["volume_bytes"] / 2**30)
+        assert said == (int(nodes), pytest.approx(float(memory), abs=0.05), pytest.approx(float(volume), abs=0.5))
+        assert told["index_bytes_a_vector"] == pytest.approx(float(index), abs=0.05)
