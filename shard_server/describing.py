@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,9 @@ if TYPE_CHECKING:
     from shard_server.engine.replica import Replica, ReplicaStats
 
 
-def describe_node(node_id: str, address: str, version: str, replicas: int, data: Path) -> cluster_pb.Node:
+def describe_node(
+    node_id: str, address: str, version: str, replicas: int, unknown_collections: Sequence[str], data: Path
+) -> cluster_pb.Node:
     """Describes this process. Resident pages of mapped files are the kernel's to take back; they are told apart."""
     memory = psutil.Process().memory_info()
     return cluster_pb.Node(
@@ -28,6 +31,7 @@ def describe_node(node_id: str, address: str, version: str, replicas: int, data:
         mapped_resident_bytes=memory.shared,
         disk_free_bytes=shutil.disk_usage(data).free,
         version=version,
+        unknown_collections=unknown_collections,
     )
 
 

@@ -97,6 +97,8 @@ class ReplicaHost:
         self._codebook_tasks: dict[str, asyncio.Task[None]] = {}
         self._saved: dict[str, CollectionRecord] = {}
         self._on_disk: set[str] = set()
+        self._names: dict[str, str] = {}
+        self._unknown: tuple[str, ...] = ()
         self._closing = False
 
     # ------------------------------------------------------------------ following the shard map
@@ -111,10 +113,16 @@ class ReplicaHost:
         """All that are held, in any status."""
         return list(self._held.values())
 
+    @property
+    def unknown_collections(self) -> tuple[str, ...]:
+        """Names of collections whose replicas are on disk, while the shard map knows neither them nor of their deletion."""
+        return self._unknown
+
     async def open_known(self) -> None:
         """Opens what this node held when it last ran, so that it serves even while the coordinator is away."""
         self._on_disk = await self._pools.lifecycle.run(self._data.stored_uids)
         known = await self._pools.lifecycle.run(self._data.known_collections)
+        self._names = {record.uid: record.name for record in known}
         self.apply(ClusterState(collections={record.name: record for record in known}))
 
     async def follow(self, coordinator: Coordinator) -> None:
@@ -163,8 +171,19 @@ class ReplicaHost:
         for uid in state.deleted_uids & self._on_disk:
             self._on_disk.discard(uid)
             self._tasks.spawn(self._remove(uid), f"removing collection {uid}")
+        self._look_for_unknown(state)
         self._changed.set()
         self._changed = asyncio.Event()
+
+    def _look_for_unknown(self, state: ClusterState) -> None:
+        known = {record.uid for record in state.collections.values()} | state.deleted_uids
+        unknown = tuple(sorted(name for uid, name in self._names.items() if uid not in known))
+        if unknown and unknown != self._unknown:
+            _log.warning(
+                "the shard map knows nothing of %s, of which replicas are on disk here; was etcd's data lost? They are kept",
+                ", ".join(unknown),
+            )
+        self._unknown = unknown
 
     # ------------------------------------------------------------------ finding a replica
 
@@ -309,11 +328,13 @@ class ReplicaHost:
             await asyncio.wait(closing)
         await self._pools.lifecycle.run(self._data.remove_collection, uid)
         await self._codebooks.remove(uid)
+        self._names.pop(uid, None)
         _log.info("removed collection %s", uid)
 
     async def _save(self, record: CollectionRecord) -> None:
         if self._saved.get(record.uid) != record:
             self._saved[record.uid] = record
+            self._names[record.uid] = record.name
             await self._pools.lifecycle.run(self._data.save_collection, record)
 
     # ------------------------------------------------------------------ codebooks

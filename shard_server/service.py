@@ -115,7 +115,8 @@ class ShardServicer(pb_grpc.ShardServiceServicer):
         node = await self._pools.control.run_until(
             deadline,
             describing.describe_node,
-            *(self._host.node_id, self.address, __version__, len(held_ones), self._data),
+            *(self._host.node_id, self.address, __version__, len(held_ones)),
+            *(self._host.unknown_collections, self._data),
         )
         return pb.DescribeResponse(node=node, epoch=self._host.state.epoch, replicas=described)
 

@@ -111,6 +111,7 @@ def cluster_info(message: cluster_service_pb2.GetClusterResponse) -> models.Clus
             node.mapped_resident_bytes,
             node.disk_free_bytes,
             node.version,
+            tuple(node.unknown_collections),
         )
         for node in message.nodes
     ]

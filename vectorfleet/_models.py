@@ -236,6 +236,8 @@ class NodeState:
     """Of the resident bytes, pages of mapped files, which the kernel may take back."""
     disk_free_bytes: int
     version: str
+    unknown_collections: tuple[str, ...] = ()
+    """Collections of which it has replicas on disk, while the shard map knows nothing of them."""
 
 
 @dataclass(frozen=True, slots=True)

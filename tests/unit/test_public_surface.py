@@ -55,7 +55,7 @@ FIELDS = {
     "IndexOptions": "kind nlist m train_points",
     "IndexProgress": "points indexed_points buffered_points segments tombstones codebook settled",
     "MissingShard": "shard reason message",
-    "NodeState": "id address live replicas resident_bytes mapped_resident_bytes disk_free_bytes version",
+    "NodeState": "id address live replicas resident_bytes mapped_resident_bytes disk_free_bytes version unknown_collections",
     "Point": "id version payload vector",
     "ReplicaState":
         "node primary status message applied_seqno points indexed_points buffered_points tombstones segments codebook_version "

@@ -59,6 +59,13 @@ def status(client: Client, name: str | None, as_json: bool) -> None:
         ]
         headers = ["collection", "shard", "node", "role", "status", "points", "buffered", "segments", "tombstones"]
         show_table([*headers, "codebook", "memory", "disk"], rows)
+    for node in info.nodes:
+        if node.unknown_collections:
+            click.echo(
+                f"warning: {node.id} holds replicas of {', '.join(node.unknown_collections)} on disk, of which the shard map "
+                "knows nothing: was etcd's data lost? Stop the cluster and bring it back, or restore a backup",
+                err=True,
+            )
     for shard in shards:
         for replica in shard.replicas:
             if replica.message:

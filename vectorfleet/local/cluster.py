@@ -218,15 +218,22 @@ class LocalCluster:
         with Client(router, timeout=_PROBE_TIMEOUT_S) as client:
             while time.monotonic() < deadline_s:
                 try:
-                    live = {node.id for node in client.cluster().nodes if node.live}
+                    nodes = [node for node in client.cluster().nodes if node.live]
                 except VectorfleetError as error:
                     failure = str(error)
                 else:
-                    if wanted <= live:
+                    absent = wanted - {node.id for node in nodes}
+                    if not absent:
+                        self._warn_of_unknown({name for node in nodes for name in node.unknown_collections})
                         return
-                    failure = f"it does not see {', '.join(sorted(wanted - live))}"
+                    failure = f"it does not see {', '.join(sorted(absent))}"
                 time.sleep(_POLL_S)
         raise LocalClusterError(f"the router on {router} was not ready within {READY_TIMEOUT_S:g} s: {failure}")
+
+    def _warn_of_unknown(self, collections: set[str]) -> None:
+        if collections:
+            named = ", ".join(sorted(collections))
+            self._log(f"warning: the nodes hold {named}, of which etcd knows nothing: was {self.data / 'etcd'} lost?")
 
     def _command(self, name: str) -> list[str]:
         kind, _, number = name.partition("-")

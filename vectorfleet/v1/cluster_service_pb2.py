@@ -25,41 +25,41 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$vectorfleet/v1/cluster_service.proto\x12\x0evectorfleet.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x13\n\x11GetClusterRequest\"\xa7\x01\n\x12GetClusterResponse\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x12\n\ncontroller\x18\x02 \x01(\t\x12\x1d\n\x15\x63oordinator_connected\x18\x03 \x01(\x08\x12#\n\x05nodes\x18\x04 \x03(\x0b\x32\x14.vectorfleet.v1.Node\x12*\n\x06shards\x18\x05 \x03(\x0b\x32\x1a.vectorfleet.v1.ShardState\"\xa4\x01\n\x04Node\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x0c\n\x04live\x18\x03 \x01(\x08\x12\x10\n\x08replicas\x18\x04 \x01(\x04\x12\x16\n\x0eresident_bytes\x18\x05 \x01(\x04\x12\x1d\n\x15mapped_resident_bytes\x18\x06 \x01(\x04\x12\x17\n\x0f\x64isk_free_bytes\x18\x07 \x01(\x04\x12\x0f\n\x07version\x18\x08 \x01(\t\"\x94\x01\n\nShardState\x12\x12\n\ncollection\x18\x01 \x01(\t\x12\r\n\x05shard\x18\x02 \x01(\r\x12\x12\n\nhash_first\x18\x03 \x01(\x06\x12\x11\n\thash_last\x18\x04 \x01(\x06\x12\x0c\n\x04term\x18\x05 \x01(\x04\x12.\n\x08replicas\x18\x06 \x03(\x0b\x32\x1c.vectorfleet.v1.ReplicaState\"\xc4\x02\n\x0cReplicaState\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x0f\n\x07primary\x18\x02 \x01(\x08\x12-\n\x06status\x18\x03 \x01(\x0e\x32\x1d.vectorfleet.v1.ReplicaStatus\x12\x0f\n\x07message\x18\x04 \x01(\t\x12\x15\n\rapplied_seqno\x18\x05 \x01(\x04\x12\x0e\n\x06points\x18\x06 \x01(\x04\x12\x16\n\x0eindexed_points\x18\x07 \x01(\x04\x12\x17\n\x0f\x62uffered_points\x18\x08 \x01(\x04\x12\x12\n\ntombstones\x18\t \x01(\x04\x12\x10\n\x08segments\x18\n \x01(\x04\x12\x18\n\x10\x63odebook_version\x18\x0b \x01(\r\x12\x12\n\ndisk_bytes\x18\x0c \x01(\x04\x12\x13\n\x0bindex_bytes\x18\r \x01(\x04\x12\x14\n\x0cmemory_bytes\x18\x0e \x01(\x04\"|\n\x10TransferProgress\x12\x14\n\x0cshards_total\x18\x01 \x01(\r\x12\x13\n\x0bshards_done\x18\x02 \x01(\r\x12\x13\n\x0b\x62ytes_total\x18\x03 \x01(\x04\x12\x12\n\nbytes_done\x18\x04 \x01(\x04\x12\x14\n\x0c\x62ytes_reused\x18\x05 \x01(\x04\"\xdb\x01\n\x06\x42\x61\x63kup\x12\n\n\x02id\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65stination\x18\x02 \x01(\t\x12/\n\x0b\x63reate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x37\n\x0b\x63ollections\x18\x04 \x03(\x0b\x32\".vectorfleet.v1.BackedUpCollection\x12\x0f\n\x07objects\x18\x05 \x01(\x04\x12\r\n\x05\x62ytes\x18\x06 \x01(\x04\x12\x13\n\x0bnew_objects\x18\x07 \x01(\x04\x12\x11\n\tnew_bytes\x18\x08 \x01(\x04\"2\n\x12\x42\x61\x63kedUpCollection\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06seqnos\x18\x02 \x03(\x04\"?\n\x13\x43reateBackupRequest\x12\x13\n\x0b\x64\x65stination\x18\x01 \x01(\t\x12\x13\n\x0b\x63ollections\x18\x02 \x03(\t\"r\n\x14\x43reateBackupResponse\x12\x32\n\x08progress\x18\x01 \x01(\x0b\x32 .vectorfleet.v1.TransferProgress\x12&\n\x06\x62\x61\x63kup\x18\x02 \x01(\x0b\x32\x16.vectorfleet.v1.Backup\"j\n\x14RestoreBackupRequest\x12\x0e\n\x06source\x18\x01 \x01(\t\x12\x0e\n\x06\x62\x61\x63kup\x18\x02 \x01(\t\x12\x32\n\x0b\x63ollections\x18\x03 \x03(\x0b\x32\x1d.vectorfleet.v1.RestoreTarget\"1\n\rRestoreTarget\x12\x12\n\ncollection\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\"p\n\x15RestoreBackupResponse\x12\x32\n\x08progress\x18\x01 \x01(\x0b\x32 .vectorfleet.v1.TransferProgress\x12\x0e\n\x06\x62\x61\x63kup\x18\x02 \x01(\t\x12\x13\n\x0b\x63ollections\x18\x03 \x03(\t*\xa2\x01\n\rReplicaStatus\x12\x1e\n\x1aREPLICA_STATUS_UNSPECIFIED\x10\x00\x12\x1a\n\x16REPLICA_STATUS_SERVING\x10\x01\x12\x1a\n\x16REPLICA_STATUS_LOADING\x10\x02\x12\x19\n\x15REPLICA_STATUS_FAILED\x10\x03\x12\x1e\n\x1aREPLICA_STATUS_UNREACHABLE\x10\x04\x32\xa2\x02\n\x0e\x43lusterService\x12S\n\nGetCluster\x12!.vectorfleet.v1.GetClusterRequest\x1a\".vectorfleet.v1.GetClusterResponse\x12[\n\x0c\x43reateBackup\x12#.vectorfleet.v1.CreateBackupRequest\x1a$.vectorfleet.v1.CreateBackupResponse0\x01\x12^\n\rRestoreBackup\x12$.vectorfleet.v1.RestoreBackupRequest\x1a%.vectorfleet.v1.RestoreBackupResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$vectorfleet/v1/cluster_service.proto\x12\x0evectorfleet.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x13\n\x11GetClusterRequest\"\xa7\x01\n\x12GetClusterResponse\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x12\n\ncontroller\x18\x02 \x01(\t\x12\x1d\n\x15\x63oordinator_connected\x18\x03 \x01(\x08\x12#\n\x05nodes\x18\x04 \x03(\x0b\x32\x14.vectorfleet.v1.Node\x12*\n\x06shards\x18\x05 \x03(\x0b\x32\x1a.vectorfleet.v1.ShardState\"\xc1\x01\n\x04Node\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x0c\n\x04live\x18\x03 \x01(\x08\x12\x10\n\x08replicas\x18\x04 \x01(\x04\x12\x16\n\x0eresident_bytes\x18\x05 \x01(\x04\x12\x1d\n\x15mapped_resident_bytes\x18\x06 \x01(\x04\x12\x17\n\x0f\x64isk_free_bytes\x18\x07 \x01(\x04\x12\x0f\n\x07version\x18\x08 \x01(\t\x12\x1b\n\x13unknown_collections\x18\t \x03(\t\"\x94\x01\n\nShardState\x12\x12\n\ncollection\x18\x01 \x01(\t\x12\r\n\x05shard\x18\x02 \x01(\r\x12\x12\n\nhash_first\x18\x03 \x01(\x06\x12\x11\n\thash_last\x18\x04 \x01(\x06\x12\x0c\n\x04term\x18\x05 \x01(\x04\x12.\n\x08replicas\x18\x06 \x03(\x0b\x32\x1c.vectorfleet.v1.ReplicaState\"\xc4\x02\n\x0cReplicaState\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x0f\n\x07primary\x18\x02 \x01(\x08\x12-\n\x06status\x18\x03 \x01(\x0e\x32\x1d.vectorfleet.v1.ReplicaStatus\x12\x0f\n\x07message\x18\x04 \x01(\t\x12\x15\n\rapplied_seqno\x18\x05 \x01(\x04\x12\x0e\n\x06points\x18\x06 \x01(\x04\x12\x16\n\x0eindexed_points\x18\x07 \x01(\x04\x12\x17\n\x0f\x62uffered_points\x18\x08 \x01(\x04\x12\x12\n\ntombstones\x18\t \x01(\x04\x12\x10\n\x08segments\x18\n \x01(\x04\x12\x18\n\x10\x63odebook_version\x18\x0b \x01(\r\x12\x12\n\ndisk_bytes\x18\x0c \x01(\x04\x12\x13\n\x0bindex_bytes\x18\r \x01(\x04\x12\x14\n\x0cmemory_bytes\x18\x0e \x01(\x04\"|\n\x10TransferProgress\x12\x14\n\x0cshards_total\x18\x01 \x01(\r\x12\x13\n\x0bshards_done\x18\x02 \x01(\r\x12\x13\n\x0b\x62ytes_total\x18\x03 \x01(\x04\x12\x12\n\nbytes_done\x18\x04 \x01(\x04\x12\x14\n\x0c\x62ytes_reused\x18\x05 \x01(\x04\"\xdb\x01\n\x06\x42\x61\x63kup\x12\n\n\x02id\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65stination\x18\x02 \x01(\t\x12/\n\x0b\x63reate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x37\n\x0b\x63ollections\x18\x04 \x03(\x0b\x32\".vectorfleet.v1.BackedUpCollection\x12\x0f\n\x07objects\x18\x05 \x01(\x04\x12\r\n\x05\x62ytes\x18\x06 \x01(\x04\x12\x13\n\x0bnew_objects\x18\x07 \x01(\x04\x12\x11\n\tnew_bytes\x18\x08 \x01(\x04\"2\n\x12\x42\x61\x63kedUpCollection\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06seqnos\x18\x02 \x03(\x04\"?\n\x13\x43reateBackupRequest\x12\x13\n\x0b\x64\x65stination\x18\x01 \x01(\t\x12\x13\n\x0b\x63ollections\x18\x02 \x03(\t\"r\n\x14\x43reateBackupResponse\x12\x32\n\x08progress\x18\x01 \x01(\x0b\x32 .vectorfleet.v1.TransferProgress\x12&\n\x06\x62\x61\x63kup\x18\x02 \x01(\x0b\x32\x16.vectorfleet.v1.Backup\"j\n\x14RestoreBackupRequest\x12\x0e\n\x06source\x18\x01 \x01(\t\x12\x0e\n\x06\x62\x61\x63kup\x18\x02 \x01(\t\x12\x32\n\x0b\x63ollections\x18\x03 \x03(\x0b\x32\x1d.vectorfleet.v1.RestoreTarget\"1\n\rRestoreTarget\x12\x12\n\ncollection\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\"p\n\x15RestoreBackupResponse\x12\x32\n\x08progress\x18\x01 \x01(\x0b\x32 .vectorfleet.v1.TransferProgress\x12\x0e\n\x06\x62\x61\x63kup\x18\x02 \x01(\t\x12\x13\n\x0b\x63ollections\x18\x03 \x03(\t*\xa2\x01\n\rReplicaStatus\x12\x1e\n\x1aREPLICA_STATUS_UNSPECIFIED\x10\x00\x12\x1a\n\x16REPLICA_STATUS_SERVING\x10\x01\x12\x1a\n\x16REPLICA_STATUS_LOADING\x10\x02\x12\x19\n\x15REPLICA_STATUS_FAILED\x10\x03\x12\x1e\n\x1aREPLICA_STATUS_UNREACHABLE\x10\x04\x32\xa2\x02\n\x0e\x43lusterService\x12S\n\nGetCluster\x12!.vectorfleet.v1.GetClusterRequest\x1a\".vectorfleet.v1.GetClusterResponse\x12[\n\x0c\x43reateBackup\x12#.vectorfleet.v1.CreateBackupRequest\x1a$.vectorfleet.v1.CreateBackupResponse0\x01\x12^\n\rRestoreBackup\x12$.vectorfleet.v1.RestoreBackupRequest\x1a%.vectorfleet.v1.RestoreBackupResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'vectorfleet.v1.cluster_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_REPLICASTATUS']._serialized_start=1780
-  _globals['_REPLICASTATUS']._serialized_end=1942
+  _globals['_REPLICASTATUS']._serialized_start=1809
+  _globals['_REPLICASTATUS']._serialized_end=1971
   _globals['_GETCLUSTERREQUEST']._serialized_start=89
   _globals['_GETCLUSTERREQUEST']._serialized_end=108
   _globals['_GETCLUSTERRESPONSE']._serialized_start=111
   _globals['_GETCLUSTERRESPONSE']._serialized_end=278
   _globals['_NODE']._serialized_start=281
-  _globals['_NODE']._serialized_end=445
-  _globals['_SHARDSTATE']._serialized_start=448
-  _globals['_SHARDSTATE']._serialized_end=596
-  _globals['_REPLICASTATE']._serialized_start=599
-  _globals['_REPLICASTATE']._serialized_end=923
-  _globals['_TRANSFERPROGRESS']._serialized_start=925
-  _globals['_TRANSFERPROGRESS']._serialized_end=1049
-  _globals['_BACKUP']._serialized_start=1052
-  _globals['_BACKUP']._serialized_end=1271
-  _globals['_BACKEDUPCOLLECTION']._serialized_start=1273
-  _globals['_BACKEDUPCOLLECTION']._serialized_end=1323
-  _globals['_CREATEBACKUPREQUEST']._serialized_start=1325
-  _globals['_CREATEBACKUPREQUEST']._serialized_end=1388
-  _globals['_CREATEBACKUPRESPONSE']._serialized_start=1390
-  _globals['_CREATEBACKUPRESPONSE']._serialized_end=1504
-  _globals['_RESTOREBACKUPREQUEST']._serialized_start=1506
-  _globals['_RESTOREBACKUPREQUEST']._serialized_end=1612
-  _globals['_RESTORETARGET']._serialized_start=1614
-  _globals['_RESTORETARGET']._serialized_end=1663
-  _globals['_RESTOREBACKUPRESPONSE']._serialized_start=1665
-  _globals['_RESTOREBACKUPRESPONSE']._serialized_end=1777
-  _globals['_CLUSTERSERVICE']._serialized_start=1945
-  _globals['_CLUSTERSERVICE']._serialized_end=2235
+  _globals['_NODE']._serialized_end=474
+  _globals['_SHARDSTATE']._serialized_start=477
+  _globals['_SHARDSTATE']._serialized_end=625
+  _globals['_REPLICASTATE']._serialized_start=628
+  _globals['_REPLICASTATE']._serialized_end=952
+  _globals['_TRANSFERPROGRESS']._serialized_start=954
+  _globals['_TRANSFERPROGRESS']._serialized_end=1078
+  _globals['_BACKUP']._serialized_start=1081
+  _globals['_BACKUP']._serialized_end=1300
+  _globals['_BACKEDUPCOLLECTION']._serialized_start=1302
+  _globals['_BACKEDUPCOLLECTION']._serialized_end=1352
+  _globals['_CREATEBACKUPREQUEST']._serialized_start=1354
+  _globals['_CREATEBACKUPREQUEST']._serialized_end=1417
+  _globals['_CREATEBACKUPRESPONSE']._serialized_start=1419
+  _globals['_CREATEBACKUPRESPONSE']._serialized_end=1533
+  _globals['_RESTOREBACKUPREQUEST']._serialized_start=1535
+  _globals['_RESTOREBACKUPREQUEST']._serialized_end=1641
+  _globals['_RESTORETARGET']._serialized_start=1643
+  _globals['_RESTORETARGET']._serialized_end=1692
+  _globals['_RESTOREBACKUPRESPONSE']._serialized_start=1694
+  _globals['_RESTOREBACKUPRESPONSE']._serialized_end=1806
+  _globals['_CLUSTERSERVICE']._serialized_start=1974
+  _globals['_CLUSTERSERVICE']._serialized_end=2264
 # @@protoc_insertion_point(module_scope)

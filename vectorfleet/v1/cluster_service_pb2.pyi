@@ -115,6 +115,7 @@ class Node(_message.Message):
     MAPPED_RESIDENT_BYTES_FIELD_NUMBER: _builtins.int
     DISK_FREE_BYTES_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
+    UNKNOWN_COLLECTIONS_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     address: _builtins.str
     """host:port"""
@@ -127,6 +128,10 @@ class Node(_message.Message):
     """Of those, pages of mapped files, which the kernel may take back."""
     disk_free_bytes: _builtins.int
     version: _builtins.str
+    @_builtins.property
+    def unknown_collections(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Collections of which it has replicas on disk, while the shard map knows nothing of them: was etcd's data lost? They are kept."""
+
     def __init__(
         self,
         *,
@@ -138,10 +143,11 @@ class Node(_message.Message):
         mapped_resident_bytes: _builtins.int = ...,
         disk_free_bytes: _builtins.int = ...,
         version: _builtins.str = ...,
+        unknown_collections: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "disk_free_bytes", b"disk_free_bytes", "id", b"id", "live", b"live", "mapped_resident_bytes", b"mapped_resident_bytes", "replicas", b"replicas", "resident_bytes", b"resident_bytes", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "disk_free_bytes", b"disk_free_bytes", "id", b"id", "live", b"live", "mapped_resident_bytes", b"mapped_resident_bytes", "replicas", b"replicas", "resident_bytes", b"resident_bytes", "unknown_collections", b"unknown_collections", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

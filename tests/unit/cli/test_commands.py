@@ -105,6 +105,15 @@ def test_status(run: Run, told: Told, films: str) -> None:
     assert "nowhere" in run("status", "nowhere", code=1).stderr
 
 
+def test_what_the_shard_map_does_not_know_is_warned_of(run: Run, fake: FakeCluster) -> None:
+    fake.unknown_collections = ["films", "songs"]
+    done = run("status")
+    assert "no collections" in done.stdout
+    assert done.stderr.startswith(
+        "warning: node-1 holds replicas of films, songs on disk, of which the shard map knows nothing"
+    )
+
+
 def test_status_of_an_empty_cluster(run: Run) -> None:
     assert "no collections" in run("status").stdout
 

@@ -75,6 +75,7 @@ class FakeCluster(
     failures: by method, errors that its next calls are answered with.
     before: called with the method's name before each answer; may block.
     missing: shards that searches go without.
+    unknown_collections: what node-1 holds and the shard map does not know.
     """
 
     def __init__(self) -> None:
@@ -86,6 +87,7 @@ class FakeCluster(
         self.failures: dict[str, list[errors.VectorfleetError]] = {}
         self.before: Callable[[str], None] = lambda method: None
         self.missing: list[types_pb2.MissingShard] = []
+        self.unknown_collections: list[str] = []
         self.shards = 4
         self._in_flight = 0
         self._lock = threading.Lock()
@@ -262,6 +264,7 @@ class FakeCluster(
             )
             for number in (1, 0):
                 response.nodes.add(id=f"node-{number}", address=f"127.0.0.1:{number + 1}", live=True, version="9.9")
+            response.nodes[0].unknown_collections.extend(self.unknown_collections)
             for name, shelf in self.shelves.items():
                 shard = response.shards.add(collection=name, shard=0, hash_last=2**64 - 1, term=1)
                 status = cluster_service_pb2.REPLICA_STATUS_SERVING

@@ -199,6 +199,29 @@ async def test_a_collection_deleted_while_the_node_was_away_is_removed_at_its_re
     await until(lambda: not stage.data.replica("u1", 0).exists(), "removed")
 
 
+async def test_what_the_map_knows_nothing_of_is_told_and_kept(stage: Stage, caplog: pytest.LogCaptureFixture) -> None:
+    for uid in ("u1", "u2", "u3"):
+        stage.data.save_collection(collection(uid, ["n1"]))
+        stage.data.replica(uid, 0).mkdir()
+    await stage.host.open_known()
+    assert stage.host.unknown_collections == (), "nobody has asked etcd yet"
+    # etcd lost u1; u2 was deleted; u3 is another node's now, and u4 is new.
+    records = collection("u3", ["n2"]), collection("u4", ["n1"])
+    deleted = frozenset({"u2"})
+    for epoch in (9, 10):
+        stage.host.apply(stage.state(epoch, *records, deleted_uids=deleted))
+        await stage.host.all_opened()
+    assert stage.host.unknown_collections == ("u1",)
+    assert sum("knows nothing of u1, of which" in record.message for record in caplog.records) == 1
+    await until(lambda: not stage.data.replica("u2", 0).exists(), "removed")
+    assert stage.data.replica("u1", 0).exists()
+    stage.host.apply(stage.state(11, records[0], deleted_uids=deleted))
+    await until(lambda: stage.opened["u4", 0].closed, "closed")
+    assert stage.host.unknown_collections == ("u1", "u4")
+    stage.host.apply(stage.state(12, *records, collection("u1", ["n1"]), deleted_uids=deleted))
+    assert stage.host.unknown_collections == ()
+
+
 async def test_what_was_held_serves_before_the_coordinator_answers(stage: Stage) -> None:
     stage.data.save_collection(collection("u1", ["n2", "n1"], term=4))
     stage.data.save_collection(collection("u2", ["n2"]))
