@@ -98,7 +98,8 @@ class Backups:
             VectorfleetError: see the contract. Nothing that looks complete is left.
         """
         destination = spelt(destination, "destination")
-        records = [self._catalog.find(name) for name in dict.fromkeys(names)] or self._catalog.visible()
+        wanted = [validation.collection_name(name, f"collections[{at}]") for at, name in enumerate(names)]
+        records = [self._catalog.find(name) for name in dict.fromkeys(wanted)] or self._catalog.visible()
         if not records:
             raise errors.NotFound("there is no collection to back up")
         tally = Tally(sum(len(record.shards) for record in records))

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shard_server import service
-from shard_server.backup.archive import Archive
+from shard_server.backup.archive import Archive, ArchivePools
 from shard_server.backup.places import Roots
 from shard_server.budget import ByteBudget
 from shard_server.codebook_store import CodebookStore
@@ -91,12 +91,19 @@ class Node:
         background = WorkPool("background", threads=1, waiting_max=REPLICAS_MAX, nice=BACKGROUND_NICE)
         training = WorkPool("training", threads=1, waiting_max=REPLICAS_MAX, nice=BACKGROUND_NICE)
         backup = WorkPool("backup", threads=2, waiting_max=REPLICAS_MAX, nice=BACKGROUND_NICE)
-        self._pools = (search, reads, control, commit, lifecycle, background, training, backup)
+        manifests = WorkPool("backup manifests", threads=1, waiting_max=READS_WAITING_MAX)
+        self._pools = (search, reads, control, commit, lifecycle, background, training, backup, manifests)
 
         self._peers = Peers()
         store = CodebookStore(data.codebooks)
         self._maintenance = Maintenance(lambda: self._host.replicas, background)
-        self._archive = Archive(data.node_id, Roots(settings.backup_roots), store, _adopt, lifecycle, backup)
+        self._archive = Archive(
+            data.node_id,
+            Roots(settings.backup_roots),
+            store,
+            _adopt,
+            ArchivePools(snapshots=lifecycle, copies=backup, manifests=manifests),
+        )
         self._host = ReplicaHost(
             data,
             self._open_replica,

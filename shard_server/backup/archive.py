@@ -7,8 +7,10 @@ node's roots, whoever named it: a router's caller, or the shard map.
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -29,7 +31,7 @@ from shard_server.durable import sync_folder
 from shard_server.hosted import HostedReplica
 from shard_server.threads import WorkPool
 from vectorfleet.cluster.shard_map import CollectionRecord, RestoreRecord
-from vectorfleet.errors import DataLoss, NotFound, Unavailable
+from vectorfleet.errors import DataLoss, NotFound, ResourceExhausted, Unavailable
 from vectorfleet.internal.v1 import backup_pb2
 from vectorfleet.internal.v1 import shard_service_pb2 as pb
 
@@ -49,12 +51,22 @@ STORES_KEPT: Final = 4
 _log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class ArchivePools:
+    """Where an archive's blocking work runs."""
+
+    snapshots: WorkPool
+    """They hold up writers for a moment, and must not be slow."""
+    copies: WorkPool
+    """They wait for the destination, long."""
+    manifests: WorkPool
+    """They wait for it as well, but never behind copies."""
+
+
 class Archive:
     """One node's part in backups. Used from one event loop."""
 
-    def __init__(
-        self, node_id: str, roots: Roots, codebooks: CodebookStore, adopt: Adopt, snapshots: WorkPool, copies: WorkPool
-    ) -> None:
+    def __init__(self, node_id: str, roots: Roots, codebooks: CodebookStore, adopt: Adopt, pools: ArchivePools) -> None:
         """Does nothing by itself.
 
         Args:
@@ -62,15 +74,13 @@ class Archive:
             roots: where this node may read and write backups.
             codebooks: the files of codebooks, which go with backups and come from them.
             adopt: makes restored files those of a shard of a collection.
-            snapshots: threads that hold up writers for a moment, and must not be slow.
-            copies: threads for all that waits for the destination.
+            pools: threads.
         """
         self._node_id = node_id
         self._roots = roots
         self._codebooks = codebooks
         self._adopt = adopt
-        self._snapshots = snapshots
-        self._copies = copies
+        self._pools = pools
         self._running: dict[asyncio.Task[_Copied], Transfer] = {}
         # To begin with an object store takes its library half a second.
         self._store_at = lru_cache(STORES_KEPT)(open_store)
@@ -107,11 +117,11 @@ class Archive:
     async def _copy(
         self, held: HostedReplica, place: str, request: pb.BackUpShardRequest, transfer: Transfer
     ) -> _Copied:
-        snapshot = await held.run(self._snapshots, None, _snapshot, request.codebook_version)
+        snapshot = await held.run(self._pools.snapshots, None, _snapshot, request.codebook_version)
         try:
-            return await self._copies.run(self._upload, place, snapshot, request, transfer)
+            return await self._pools.copies.run(self._upload, place, snapshot, request, transfer)
         finally:
-            await self._copies.run(snapshot.remove)
+            await self._pools.copies.run(snapshot.remove)
 
     def _ended(self, task: asyncio.Task[_Copied]) -> None:
         self._running.pop(task, None)
@@ -135,7 +145,7 @@ class Archive:
         """Writes a backup's manifest: from now on it exists."""
         admitted = self._roots.admit(place, self._node_id)
         key = layout.manifest_key(manifest.id)
-        await self._copies.run(lambda: self._store_at(admitted).put(key, layout.write_manifest(manifest)))
+        await self._pools.manifests.run(lambda: self._store_at(admitted).put(key, layout.write_manifest(manifest)))
 
     async def read(self, place: str, backup: str) -> backup_pb2.BackupManifest:
         """Reads the manifest of a backup, or of the newest one.
@@ -146,7 +156,7 @@ class Archive:
             FailedPrecondition: DESTINATION_REFUSED, BACKUP_FORMAT_UNKNOWN.
         """
         admitted = self._roots.admit(place, self._node_id)
-        return await self._copies.run(lambda: _read(self._store_at(admitted), admitted, backup))
+        return await self._pools.manifests.run(lambda: _read(self._store_at(admitted), admitted, backup))
 
     # ------------------------------------------------------------------ in
 
@@ -169,7 +179,7 @@ class Archive:
         source = record.restoring
         assert source is not None
         place = self._roots.admit(source.source, self._node_id)
-        return await self._copies.run(self._download, place, source, record, shard, directory, transfer)
+        return await self._pools.copies.run(self._download, place, source, record, shard, directory, transfer)
 
     def _download(
         self,
@@ -194,10 +204,15 @@ class Archive:
             transfer.moved(len(codebook))
             self._codebooks.save(record.uid, record.codebook.version, codebook)
         building = directory.with_name(f"{directory.name}.restoring")
-        download_shard(store, kept, building, transfer)
-        self._adopt(building, record, shard)
-        building.rename(directory)
-        sync_folder(directory.parent)
+        try:
+            download_shard(store, kept, building, transfer)
+            self._adopt(building, record, shard)
+            building.rename(directory)
+            sync_folder(directory.parent)
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            raise ResourceExhausted(f"node {self._node_id} has no room for it", reason="DISK_FULL") from error
         return kept.seqno
 
     # ------------------------------------------------------------------ the end

@@ -1,8 +1,9 @@
 """Objects at a backup's destination: written whole or not at all, read in pieces. The only module that knows fsspec.
 
 Two kinds of place, one face. A directory is written by ourselves, since fsspec neither syncs nor renames: a backup that says
-it is complete must survive a power cut. Everything else is fsspec's, whose stores make an object visible when its last
-byte is there. Both list what is there afresh each time: other nodes and other backups write beside us.
+it is complete must survive a power cut. Everything else is fsspec's: object stores make an object visible when its last byte
+is there; simpler ones may leave a short one, which the layout takes for absent. Both list what is there afresh each time,
+since other nodes and other backups write beside us.
 
 What a place says in its own words comes out in ours: `DESTINATION_REFUSED` (not allowed, or no such bucket, or a package is
 missing), `DISK_FULL`, `DESTINATION_UNAVAILABLE` for the rest; an object that is not there is a `FileNotFoundError`.
@@ -26,11 +27,11 @@ from vectorfleet.cluster.backup_place import is_url
 from vectorfleet.errors import FailedPrecondition, ResourceExhausted, Unavailable, VectorfleetError
 
 CHUNK_BYTES: Final = 4 << 20
-_OPTIONS: Final[dict[str, dict[str, Any]]] = {
-    # Ten parts of 50 MiB at once, s3fs's own choice, would be half a gigabyte for one file.
-    "s3": {"max_concurrency": 2},
-    "s3a": {"max_concurrency": 2},
-}
+_S3: Final = frozenset({"s3", "s3a"})
+# Ten parts of 50 MiB at once, s3fs's own choice, would be half a gigabyte for one file.
+_S3_OPTIONS: Final = {"max_concurrency": 2}
+_S3_PUT_OPTIONS: Final = {"chunksize": 16 << 20}
+_REFUSALS: Final = frozenset({errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.EINVAL})
 Moved = Callable[[int], None]
 """Told of every few bytes that have been moved; may raise, which ends the copy."""
 
@@ -114,13 +115,14 @@ class UrlStore:
         """Raises `FailedPrecondition` where this node cannot reach such a URL at all."""
         scheme = url.partition("://")[0]
         self._url = url
+        self._put_options = _S3_PUT_OPTIONS if scheme in _S3 else {}
         try:
             # No cache of instances or listings: other nodes change what is there.
             self._files: Any = fsspec.filesystem(
-                scheme, skip_instance_cache=True, use_listings_cache=False, **_OPTIONS.get(scheme, {})
+                scheme, skip_instance_cache=True, use_listings_cache=False, **(_S3_OPTIONS if scheme in _S3 else {})
             )
         except (ValueError, ImportError) as error:
-            hint = ": pip install 'vectorfleet[s3]'" if scheme in _OPTIONS else ""
+            hint = ": pip install 'vectorfleet[s3]'" if scheme in _S3 else ""
             raise FailedPrecondition(
                 f"this node cannot use {scheme}:// URLs ({error}){hint}", reason="DESTINATION_REFUSED"
             ) from error
@@ -143,7 +145,7 @@ class UrlStore:
     def put_file(self, key: str, path: Path, moved: Moved) -> None:
         """See `ObjectStore`."""
         with _translated(self._url, writing=True):
-            self._files.put_file(str(path), f"{self._base}/{key}", callback=_Telling(moved))
+            self._files.put_file(str(path), f"{self._base}/{key}", callback=_Telling(moved), **self._put_options)
 
     def chunks(self, key: str) -> Iterator[bytes]:
         """See `ObjectStore`."""
@@ -182,7 +184,7 @@ def _translated(place: str, *, writing: bool = False) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise ResourceExhausted(f"{place} is full", reason="DISK_FULL") from error
-        if error.errno in (errno.EROFS, errno.ENOTDIR, errno.EINVAL):
+        if error.errno in _REFUSALS:
             raise FailedPrecondition(f"{place} cannot be used: {error}", reason="DESTINATION_REFUSED") from error
         raise Unavailable(f"{place} does not answer: {error}", reason="DESTINATION_UNAVAILABLE") from error
     except Exception as error:  # each store's library has errors of its own

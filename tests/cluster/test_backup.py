@@ -8,16 +8,18 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import boto3
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from moto.server import ThreadedMotoServer
 
 import vectorfleet
 from tests.cluster.conftest import PATIENCE_S, QUICK, StartCluster
-from tests.cluster.test_cli import told
 from tests.cluster.waiting import until
+from vectorfleet.cli import main
 from vectorfleet.cluster.placement import HashPlacement, hash_ranges
 from vectorfleet.cluster.shard_map import ShardAssignment
 from vectorfleet.local import LocalCluster
@@ -46,6 +48,13 @@ def times(place: Path) -> dict[Path, int]:
 def contents(client: vectorfleet.Client, name: str) -> list[tuple[object, ...]]:
     walked = client.scroll(name, page_size=10_000, with_vector=True)
     return [(p.id, p.version, p.payload, p.vector.tobytes() if p.vector is not None else b"") for p in walked]
+
+
+def told(cluster: LocalCluster, *arguments: str) -> Any:
+    """What a command of ours says."""
+    done = CliRunner().invoke(main, [*arguments, "--address", cluster.address, "--json"])
+    assert done.exit_code == 0, done.output
+    return json.loads(done.stdout)
 
 
 def names_of_each_shard(shards: int, count: int) -> list[list[str]]:
@@ -211,8 +220,7 @@ def test_a_collection_that_exists_is_not_replaced(
 ) -> None:
     client.create_collection(name, dim=1, shards=2)
     client.upsert(name, ids=["a"], vectors=[[1.0]])
-    to = ["--address", cluster.address]
-    made = told("backup", str(place), "--collection", name, *to)
+    made = told(cluster, "backup", str(place), "--collection", name)
     client.upsert(name, ids=["b"], vectors=[[2.0]])
     for arguments, reason in (
         ({}, "COLLECTION_EXISTS"),
@@ -227,7 +235,7 @@ def test_a_collection_that_exists_is_not_replaced(
         assert caught.value.reason == reason, caught.value
     assert client.count(name) == 2
     copy = new_name()
-    restored = told("restore", str(place), "--collection", f"{name}={copy}", "--backup", made["id"], *to)
+    restored = told(cluster, "restore", str(place), "--collection", f"{name}={copy}", "--backup", made["id"])
     assert restored == {"id": made["id"], "collections": [copy]}
     assert client.count(copy) == 1
 
@@ -259,44 +267,57 @@ def test_nodes_write_and_read_below_their_roots_alone(
 
 @pytest.fixture
 def fleet(start_cluster: StartCluster) -> Iterator[tuple[LocalCluster, vectorfleet.Client, Path]]:
-    """A private cluster of two nodes, a collection of four shards, and a place for backups."""
+    """A private cluster with a collection on each of its two nodes, and a complete backup of the first."""
     cluster = start_cluster(nodes=2)
+    place = cluster.data / "backups" / "here"
     with vectorfleet.Client(cluster.address, timeout=PATIENCE_S) as client:
-        client.create_collection("points", dim=DIM, shards=4)
-        client.upsert("points", ids=range(2_000), vectors=np.ones((2_000, DIM)))
-        yield cluster, client, cluster.data / "backups" / "here"
+        for name in ("first", "second"):
+            client.create_collection(name, dim=DIM, shards=1)
+            client.upsert(name, ids=range(1_000), vectors=np.ones((1_000, DIM)))
+            client.wait_indexed(name)
+        client.create_backup(str(place), collections=["first"])
+        yield cluster, client, place
+
+
+def node_of(client: vectorfleet.Client, name: str) -> str:
+    (node,) = {shard.replicas[0].node for shard in client.cluster().shards if shard.collection == name}
+    return node
 
 
 def test_a_node_that_dies_in_the_middle_leaves_nothing_that_looks_complete(
     fleet: tuple[LocalCluster, vectorfleet.Client, Path],
 ) -> None:
     cluster, client, place = fleet
-    done: list[int] = []
-    cluster.signal("node-1", signal.SIGSTOP)
+    victim, before = node_of(client, "second"), manifests(place)
+    assert victim != node_of(client, "first")
+    cluster.signal(victim, signal.SIGSTOP)
     with ThreadPoolExecutor(1) as caller:
-        call = caller.submit(client.create_backup, str(place), on_progress=lambda now: done.append(now.shards_done))
+        told_of: list[vectorfleet.TransferProgress] = []
+        call = caller.submit(client.create_backup, str(place), on_progress=told_of.append)
         try:
-            until(lambda: 2 in done, what="the other node's shards are copied")
+            until(lambda: told_of or call.done(), what="the backup is under way")
         finally:
-            cluster.kill("node-1")
+            cluster.kill(victim)
         with pytest.raises(vectorfleet.Unavailable):
             call.result(timeout=PATIENCE_S)
-    assert manifests(place) == []
-    there = objects(place)
-    assert there
+    assert manifests(place) == before
     with pytest.raises(vectorfleet.NotFound) as caught:
-        client.restore_backup(str(place), collections={"points": "copy"})
-    assert caught.value.reason == "BACKUP_NOT_FOUND"
+        client.restore_backup(str(place), collections={"second": "copy"})
+    assert caught.value.reason == "COLLECTION_NOT_FOUND", "the newest backup is the one of the first collection"
 
-    cluster.restart("node-1")
-    until(lambda: client.count("points", timeout=5.0) == 2_000, what="the node is back")
+    # What a copy leaves that is killed between two of its bytes.
+    (folder,) = (place / "objects").glob("*/0")
+    (folder / ".0123456789abcdef-100.k2x9").write_bytes(b"half")
+    cluster.restart(victim)
+    until(lambda: client.count("second", timeout=5.0) == 1_000, what="the node is back")
     again = client.create_backup(str(place))
-    assert again.new_bytes < again.bytes, "it goes on with what is there"
-    client.restore_backup(str(place), collections={"points": "copy"})
-    assert contents(client, "copy") == contents(client, "points")
+    assert len(manifests(place)) == 2
+    assert 0 < again.new_bytes < again.bytes, "it goes on with what is there"
+    client.restore_backup(str(place), collections={"first": "a", "second": "b"})
+    assert contents(client, "a") == contents(client, "first")
+    assert contents(client, "b") == contents(client, "second")
     until(
-        lambda: not list((cluster.data).glob("node-*/replicas/*/*/snapshots/*")),
-        what="no snapshot is left on the nodes",
+        lambda: not list(cluster.data.glob("node-*/replicas/*/*/snapshots/*")), what="no snapshot is left on the nodes"
     )
 
 
@@ -304,19 +325,33 @@ def test_a_restore_that_is_given_up_leaves_nothing_and_one_whose_router_dies_is_
     fleet: tuple[LocalCluster, vectorfleet.Client, Path],
 ) -> None:
     cluster, client, place = fleet
-    client.create_backup(str(place))
-    visible = {"points"}
-    cluster.signal("node-1", signal.SIGSTOP)
+    visible = {"first"}
+
+    def seen() -> set[str]:
+        return {one.name for one in client.list_collections()}
+
+    def mapped() -> set[str]:
+        return {shard.collection for shard in client.cluster(timeout=PATIENCE_S).shards}
+
+    names = {"first": "copy"}
+    client.delete_collection("second")  # so that its node is the one that takes what is restored
+    victim = ({"node-0", "node-1"} - {node_of(client, "first")}).pop()
+    cluster.signal(victim, signal.SIGSTOP)
     try:
         with pytest.raises(vectorfleet.DeadlineExceeded):
-            client.restore_backup(str(place), collections={"points": "given-up"}, timeout=2.0)
-        assert {one.name for one in client.list_collections()} == visible
-        until(lambda: {s.collection for s in client.cluster(timeout=30.0).shards} == visible, what="it is removed")
+            client.restore_backup(str(place), collections=names, timeout=2.0)
+        assert seen() == visible
+        until(lambda: mapped() == visible, what="it is removed")
+    finally:
+        cluster.signal(victim, signal.SIGCONT)
+    until(lambda: all(node.live for node in client.cluster().nodes), what="the node is back")
 
+    cluster.signal(victim, signal.SIGSTOP)
+    try:
         with ThreadPoolExecutor(1) as caller:
-            call = caller.submit(client.restore_backup, str(place), collections={"points": "copy"})
-            until(lambda: "copy" in {s.collection for s in client.cluster(timeout=30.0).shards}, what="it has begun")
-            assert {one.name for one in client.list_collections()} == visible, "nobody sees it yet"
+            call = caller.submit(client.restore_backup, str(place), collections=names)
+            until(lambda: "copy" in mapped(), what="it has begun")
+            assert seen() == visible, "nobody sees it yet"
             with pytest.raises(vectorfleet.NotFound, match="being restored"):
                 client.count("copy")
             with pytest.raises(vectorfleet.AlreadyExists):
@@ -325,14 +360,15 @@ def test_a_restore_that_is_given_up_leaves_nothing_and_one_whose_router_dies_is_
             with pytest.raises(vectorfleet.Unavailable):
                 call.result(timeout=PATIENCE_S)
     finally:
-        cluster.signal("node-1", signal.SIGCONT)
+        cluster.signal(victim, signal.SIGCONT)
     cluster.restart("router-0")
-    until(lambda: {one.name for one in client.list_collections()} == visible, what="the router is back")
-    client.restore_backup(str(place), collections={"points": "copy"})
-    assert contents(client, "copy") == contents(client, "points")
+    assert seen() == visible
+    client.restore_backup(str(place), collections=names)
+    assert node_of(client, "copy") == victim
+    assert contents(client, "copy") == contents(client, "first")
     until(
-        lambda: len(list(cluster.data.glob("node-*/replicas/*/collection.json"))) == 4,
-        what="two collections on two nodes, and nothing of the one that was given up",
+        lambda: len(list(cluster.data.glob("node-*/replicas/*"))) == 2,
+        what="nothing is left of the one that was given up",
     )
 
 
@@ -365,10 +401,10 @@ def test_an_object_store_takes_backups_and_gives_them_back(
 ) -> None:
     name, s3 = bucket
     place = f"s3://{name}/backups/here"
-    cluster = start_cluster(nodes=2, shard_args=(*QUICK, "--backup-root", f"s3://{name}/backups"))
+    cluster = start_cluster(nodes=1, shard_args=(*QUICK, "--backup-root", f"s3://{name}/backups"))
     vectors = rng.standard_normal((2_000, DIM)).astype(np.float32)
     with vectorfleet.Client(cluster.address, timeout=PATIENCE_S) as client:
-        client.create_collection("texts", dim=DIM, shards=3)
+        client.create_collection("texts", dim=DIM, shards=2)
         client.upsert(
             "texts", ids=range(2_000), vectors=vectors, payloads=[{"text": f"text {n}"} for n in range(2_000)]
         )

@@ -114,6 +114,28 @@ def test_what_the_shard_map_does_not_know_is_warned_of(run: Run, fake: FakeClust
     )
 
 
+def test_backup(run: Run, told: Told, films: str, fake: FakeCluster, tmp_path: Path) -> None:
+    shown = run("backup", "s3://bucket/folder").stdout
+    assert shown == "backup b1 of 1 collection in s3://bucket/folder: 3.0 MiB in 9 files; 2.0 MiB were there already\n"
+    bar = run("backup", "folder", "--progress").stderr
+    assert fake.requests[-1].destination == str(Path("folder").absolute()), "nodes know nothing of where we stand"
+    assert "1.00M/1.00M" in bar
+    assert "2/2 shards" in bar
+    made = told("backup", str(tmp_path), "--collection", films)
+    assert (made["id"], made["new_bytes"], made["collections"]) == ("b1", 1 << 20, [{"name": films, "seqnos": [3, 4]}])
+    assert list(fake.requests[-1].collections) == [films]
+    assert "nowhere" in run("backup", "/b", "--collection", "nowhere", code=1).stderr
+
+
+def test_restore(run: Run, told: Told, fake: FakeCluster) -> None:
+    assert run("restore", "/backups").stdout == "restored films from backup b1\n"
+    restored = told("restore", "/backups", "--collection", "films=movies", "--collection", "songs", "--backup", "b1")
+    assert restored == {"id": "b1", "collections": ["movies", "songs"]}
+    assert "BACKUP_NOT_FOUND" in run("restore", "/backups", "--backup", "b2", code=1).stderr
+    for nonsense in ("=", "films=", "=movies"):
+        assert "NAME=NEW" in run("restore", "/backups", "--collection", nonsense, code=2).stderr
+
+
 def test_status_of_an_empty_cluster(run: Run) -> None:
     assert "no collections" in run("status").stdout
 

@@ -273,6 +273,40 @@ class FakeCluster(
 
         return self._answer("GetCluster", request, context, describe)
 
+    # Backups: two messages on the way, then the outcome
+
+    def CreateBackup(self, request: Any, context: Any) -> Any:
+        def told() -> Any:
+            names = list(request.collections) or sorted(self.shelves)
+            for name in names:
+                self._shelf(name, context)
+            backup = cluster_service_pb2.Backup(
+                id="b1", destination=request.destination, objects=9, bytes=3 << 20, new_objects=2, new_bytes=1 << 20
+            )
+            backup.create_time.FromSeconds(1_800_000_000)
+            for name in names:
+                backup.collections.add(name=name, seqnos=[3, 4])
+            return [cluster_service_pb2.CreateBackupResponse(progress=self._so_far(done)) for done in (0, 1)] + [
+                cluster_service_pb2.CreateBackupResponse(progress=self._so_far(2), backup=backup)
+            ]
+
+        yield from self._answer("CreateBackup", request, context, told)
+
+    def RestoreBackup(self, request: Any, context: Any) -> Any:
+        def told() -> Any:
+            if request.backup not in ("", "b1"):
+                raise errors.NotFound(f"there is no backup {request.backup!r}", reason="BACKUP_NOT_FOUND")
+            names = [one.name or one.collection for one in request.collections] or ["films"]
+            return [cluster_service_pb2.RestoreBackupResponse(backup="b1", collections=names)]
+
+        yield from self._answer("RestoreBackup", request, context, told)
+
+    @staticmethod
+    def _so_far(done: int) -> Any:
+        return cluster_service_pb2.TransferProgress(
+            shards_total=2, shards_done=done, bytes_total=1 << 20, bytes_done=done << 19, bytes_reused=2 << 20
+        )
+
     # What they share
 
     def _answer(self, method: str, request: Any, context: Any, make: Callable[[], Any]) -> Any:
