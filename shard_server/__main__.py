@@ -73,6 +73,7 @@ def _settings(arguments: argparse.Namespace) -> NodeSettings:
         "seal_points": arguments.seal_points,
         "seal_bytes": arguments.seal_bytes,
         "seal_age_s": arguments.seal_age_s,
+        "min_free_bytes": arguments.min_free_bytes,
     }
     return NodeSettings(
         host=arguments.host,

@@ -1,16 +1,16 @@
 """The folder that a node owns: who it is, what it holds, and a lock that keeps a second process out.
 
-    node.json                              {format_version, node_id}: made once, never changed
-    joined.json                            {lost: [[uid, shard], …]}: made once, before the node first registers
+    node.json                              the node's id: made once, never changed
+    joined.json                            replicas that an earlier folder of the node held: made once, before it first registers
     lock                                   held with flock while a process lives
     replicas/<uid>/collection.json         the collection as last seen in the shard map
     replicas/<uid>/<shard>/                one replica: the engine's
     codebooks/<uid>/<version>.codebook     the codebook store's
 
-`collection.json` lets a node that starts while etcd is away serve what it held. `joined.json` tells a node that is new from one
-whose disk was lost: what the shard map gives to a node before its folder was ever registered was held by a folder that is gone,
-and an empty replica in its place would answer as if nothing had ever been written. Invariant: nothing here is removed but
-by `remove_collection`, which only a collection's deletion calls.
+The JSON files are `records`. `collection.json` lets a node that starts while etcd is away serve what it held. `joined.json` tells
+a node that is new from one whose disk was lost: what the shard map gives to a node before its folder was ever registered was
+held by a folder that is gone, and an empty replica in its place would answer as if nothing had ever been written. Invariant:
+nothing here is removed but by `remove_collection`, which only a collection's deletion calls.
 """
 
 from __future__ import annotations
@@ -26,10 +26,16 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
+from shard_server import records
 from shard_server.durable import sync_folder, write_durably
 from vectorfleet.cluster.shard_map import CollectionRecord
+from vectorfleet.errors import DataLoss
 
 FORMAT_VERSION: Final = 1
+"""Of the JSON files."""
+_NODE: Final = "vectorfleet node"
+_JOINED: Final = "vectorfleet node joined"
+_COLLECTION: Final = "vectorfleet collection"
 _UID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}")
 _log = logging.getLogger(__name__)
 
@@ -78,7 +84,7 @@ class DataDir:
         """
         if self._lost is None:
             missing = sorted({key for key in assigned if not self.replica(*key).exists()})
-            write_durably(self._joined, json.dumps({"lost": missing}).encode())
+            write_durably(self._joined, records.encode(_JOINED, FORMAT_VERSION, {"lost": missing}))
             self._lost = frozenset(missing)
 
     def is_lost(self, uid: str, shard: int) -> bool:
@@ -97,17 +103,24 @@ class DataDir:
     def save_collection(self, record: CollectionRecord) -> None:
         """Remembers a collection as the shard map has it now; does nothing where that is stored already."""
         path = self._collection(record.uid) / "collection.json"
-        content = record.to_json()
+        content = records.encode(_COLLECTION, FORMAT_VERSION, {"record": json.loads(record.to_json())})
         if not path.exists() or path.read_bytes() != content:
             write_durably(path, content)
 
     def known_collections(self) -> list[CollectionRecord]:
-        """The collections that this node held replicas of when it last ran; unreadable ones are logged and left out."""
+        """The collections that this node held replicas of when it last ran; damaged ones are logged and left out.
+
+        Raises:
+            DataDirError: one is of a format version that this release does not read.
+        """
         known = []
         for path in sorted((self.path / "replicas").glob("*/collection.json")):
             try:
-                known.append(CollectionRecord.from_json(path.read_bytes()))
-            except (OSError, ValueError, KeyError, TypeError) as error:
+                fields = records.read(path, _COLLECTION, FORMAT_VERSION)
+                known.append(CollectionRecord.from_json(json.dumps(fields["record"]).encode()))
+            except records.UnknownFormat as error:
+                raise DataDirError(error.message) from error
+            except (DataLoss, OSError, ValueError, KeyError, TypeError) as error:
                 _log.error("%s cannot be read, its replicas wait for the shard map: %s", path, error)
         return known
 
@@ -137,26 +150,26 @@ class DataDir:
 
     def _read_lost(self) -> frozenset[tuple[str, int]] | None:
         """What `join` noted; None: it was not called yet."""
-        if not self._joined.exists():
-            return None
         try:
-            return frozenset((str(uid), int(shard)) for uid, shard in json.loads(self._joined.read_bytes())["lost"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise DataDirError(f"{self._joined} cannot be read: {error!r}") from error
+            lost = records.read(self._joined, _JOINED, FORMAT_VERSION)["lost"]
+        except FileNotFoundError:
+            return None
+        except (DataLoss, KeyError) as error:
+            raise DataDirError(
+                error.message if isinstance(error, DataLoss) else f"{self._joined} names no replicas"
+            ) from error
+        return frozenset((str(uid), int(shard)) for uid, shard in lost)
 
     def _identity(self, wanted: str) -> str:
         path = self.path / "node.json"
         if not path.exists():
             node_id = wanted or f"node-{uuid.uuid4().hex[:12]}"
-            write_durably(path, json.dumps({"format_version": FORMAT_VERSION, "node_id": node_id}).encode())
+            write_durably(path, records.encode(_NODE, FORMAT_VERSION, {"node_id": node_id}))
             return node_id
         try:
-            stored = json.loads(path.read_bytes())
-            version, node_id = stored["format_version"], str(stored["node_id"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise DataDirError(f"{path} cannot be read: {error!r}") from error
-        if version != FORMAT_VERSION:
-            raise DataDirError(f"{path} has format version {version}; this release reads version {FORMAT_VERSION}")
+            node_id = str(records.read(path, _NODE, FORMAT_VERSION)["node_id"])
+        except (DataLoss, KeyError) as error:
+            raise DataDirError(error.message if isinstance(error, DataLoss) else f"{path} names no node") from error
         if wanted and wanted != node_id:
             raise DataDirError(f"{self.path} belongs to node {node_id!r}, not to {wanted!r}")
         return node_id

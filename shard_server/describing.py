@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,14 +36,22 @@ def describe_node(
     )
 
 
-def measure(replica: Replica) -> tuple[ReplicaStats, bool]:
-    """Asks the engine for its sizes and whether background work is left; blocks."""
-    return replica.stats(), replica.settled
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What only the engine knows of an open replica."""
+
+    stats: ReplicaStats
+    settled: bool
+    trouble: str
+    """Why it takes no writes; "" where it does."""
 
 
-def describe_replica(
-    held: HostedReplica, node_id: str, measured: tuple[ReplicaStats, bool] | None
-) -> pb.ReplicaDescription:
+def measure(replica: Replica) -> Measured:
+    """Asks the engine for its sizes, whether background work is left, and what ails it; blocks."""
+    return Measured(replica.stats(), replica.settled, replica.trouble)
+
+
+def describe_replica(held: HostedReplica, node_id: str, measured: Measured | None) -> pb.ReplicaDescription:
     """Describes one replica.
 
     Args:
@@ -57,7 +66,8 @@ def describe_replica(
         message=held.message,
     )
     if measured is not None:
-        stats = measured[0]
+        stats = measured.stats
+        state.message = held.message or measured.trouble
         state.applied_seqno = stats.applied_seqno
         state.points = stats.points
         state.indexed_points = stats.indexed_points
@@ -72,7 +82,7 @@ def describe_replica(
         collection_uid=held.uid,
         shard=held.shard,
         state=state,
-        settled=measured is not None and measured[1],
+        settled=measured is not None and measured.settled,
         failure_reason=held.failure_reason,
     )
     if held.transfer is not None:

@@ -2,7 +2,7 @@
 
 `WriteQueue` is the policy (what may wait, what goes together), pure; `GroupCommit` is the thin shell that drives it. The
 writes of one replica are committed in the order they came. A write that was admitted happens, whether its caller still waits
-or not; a write that fails fails for everyone in its commit.
+or not; a write that fails fails for everyone in its commit, but for want of resources: then each is tried by itself.
 """
 
 from __future__ import annotations
@@ -135,13 +135,22 @@ class GroupCommit:
 
     async def _commit_next(self, writes: list[PendingWrite]) -> None:
         try:
+            await self._commit_together(writes)
+        finally:
+            self._budget.give(sum(write.size_bytes for write in writes))
+
+    async def _commit_together(self, writes: list[PendingWrite]) -> None:
+        try:
             applied = await self._commit([write.mutation for write in writes], writes[0].term)
             for write, result in zip(writes, applied, strict=True):
                 if not write.done.done():
                     write.done.set_result(result)
         except Exception as error:
+            if isinstance(error, ResourceExhausted) and len(writes) > 1:
+                # Perhaps only some of them are refused: on a full disk, a delete is taken where an upsert is not.
+                for write in writes:
+                    await self._commit_together([write])
+                return
             for write in writes:
                 if not write.done.done():
                     write.done.set_exception(error)
-        finally:
-            self._budget.give(sum(write.size_bytes for write in writes))

@@ -97,12 +97,14 @@ class HostedReplica:
     def serve(self, replica: Replica) -> None:
         """The engine has opened it."""
         self._replica = replica
+        self._failure = None
+        self.message = ""
         self.status = cluster_pb.REPLICA_STATUS_SERVING
         self._opened.set()
 
     def fail(self, error: VectorfleetError) -> None:
-        """It cannot be opened; every call gets this reason from now on."""
-        self._failure = error
+        """It cannot be opened, or its files are damaged; every call gets this reason, unless `serve` ends that."""
+        self._failure = copy(error)  # without its stack, whose frames hold the store's iterators and snapshots
         self.message = str(error)
         self.status = cluster_pb.REPLICA_STATUS_FAILED
         self._opened.set()
@@ -140,12 +142,15 @@ class HostedReplica:
 
         Raises:
             Unavailable: the replica is loading or closing.
+            DataLoss: its files are damaged, as was found now or before: it is out of service.
             VectorfleetError: what the pool or the work raised.
         """
         replica = self._replica
-        if replica is None:
+        if self._failure is not None:
             # A copy: an exception keeps every stack that it was ever raised through, and the requests in them.
-            raise copy(self._failure) if self._failure is not None else Unavailable(f"{self.name} is not open")
+            raise copy(self._failure)
+        if replica is None:
+            raise Unavailable(f"{self.name} is not open")
 
         def call() -> T:
             if not self._gate.enter():
@@ -158,9 +163,9 @@ class HostedReplica:
         try:
             return await pool.run_until(deadline, call)
         except DataLoss as error:
-            # What is in memory still serves; an operator must see this.
-            self.message = str(error)
-            _log.error("%s: %s", self.name, error)
+            if error.reason == "DATA_LOSS":  # its own, not a backup's; and rather no answer than a wrong one
+                _log.error("%s is out of service: %s", self.name, error)
+                self.fail(error)
             raise
 
     async def write(self, mutation: storage_pb2.Mutation, term: int) -> Applied:

@@ -8,6 +8,7 @@ of collections that the state names as deleted: one that is merely absent from t
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable
@@ -25,7 +26,7 @@ from shard_server.tasks import TaskKeeper
 from shard_server.threads import WorkPool
 from vectorfleet.cluster.coordinator import Coordinator
 from vectorfleet.cluster.shard_map import ClusterState, CollectionRecord, NodeInfo, ShardAssignment
-from vectorfleet.errors import DataLoss, InternalError, Unavailable, VectorfleetError
+from vectorfleet.errors import DataLoss, InternalError, ResourceExhausted, Unavailable, VectorfleetError
 
 if TYPE_CHECKING:
     from shard_server.engine.index import Codebook
@@ -271,38 +272,47 @@ class ReplicaHost:
         self._last_step[key] = self._tasks.spawn(in_turn(), name)
 
     async def _open(self, held: HostedReplica) -> None:
-        uid = held.uid
-        try:
-            if self._data.is_lost(uid, held.shard):
-                raise DataLoss(
-                    f"{held.name} was held by an earlier data folder of node {self.node_id}, and is not in this one: restore the "
-                    "collection from a backup, or start the node on its old folder"
-                )
-            await self._save(held.record)
-            directory = self._data.replica(uid, held.shard)
-            restored_seqno = await self._fetch(held, directory)
-            codebook = await self._codebooks.from_disk(uid, held.record.codebook)
-            replica = await self._pools.lifecycle.run(self._open_replica, directory, held.record, held.shard, codebook)
-            if restored_seqno not in (None, replica.applied_seqno):
-                replica.close()
-                raise DataLoss(
-                    f"{held.name} holds the writes up to {replica.applied_seqno}, its backup says {restored_seqno}",
-                    reason="BACKUP_DAMAGED",
-                )
-        except VectorfleetError as error:
-            _log.error("%s is out of service: %s", held.name, error)
-            held.fail(error)
-            return
-        except Exception as error:
-            _log.exception("%s cannot be opened", held.name)
-            held.fail(InternalError(f"{type(error).__name__}: {error}"))
-            return
+        delay_s = RETRY_FIRST_S
+        while True:
+            try:
+                codebook, replica = await self._opened(held)
+                break
+            except Exception as error:
+                failure = as_failure(error)
+                log = _log.exception if failure.reason == "INTERNAL" else _log.error
+                log("%s is out of service: %s", held.name, failure)
+                held.fail(failure)
+            if failure.reason != "DISK_FULL":
+                return
+            await asyncio.sleep(delay_s)
+            delay_s = min(2 * delay_s, RETRY_MAX_S)
+            if self._held.get((held.uid, held.shard)) is not held:
+                return  # it is to be closed
         held.codebook = codebook
         held.serve(replica)
         _log.info("%s serves", held.name)
         # From here on new codebooks reach it; one that came while it was opening is handed over now.
-        await self._hand_out(uid)
+        await self._hand_out(held.uid)
         self._on_work(held)
+
+    async def _opened(self, held: HostedReplica) -> tuple[Codebook | None, Replica]:
+        if self._data.is_lost(held.uid, held.shard):
+            raise DataLoss(
+                f"{held.name} was held by an earlier data folder of node {self.node_id}, and is not in this one: restore the "
+                "collection from a backup, or start the node on its old folder"
+            )
+        await self._save(held.record)
+        directory = self._data.replica(held.uid, held.shard)
+        restored_seqno = await self._fetch(held, directory)
+        codebook = await self._codebooks.from_disk(held.uid, held.record.codebook)
+        replica = await self._pools.lifecycle.run(self._open_replica, directory, held.record, held.shard, codebook)
+        if restored_seqno not in (None, replica.applied_seqno):
+            replica.close()
+            raise DataLoss(
+                f"{held.name} holds the writes up to {replica.applied_seqno}, its backup says {restored_seqno}",
+                reason="BACKUP_DAMAGED",
+            )
+        return codebook, replica
 
     async def _fetch(self, held: HostedReplica, directory: Path) -> int | None:
         """Fetches the files of a replica that is being restored, once; returns its last seqno, None: there was no need."""
@@ -401,6 +411,17 @@ class ReplicaHost:
 def _stop_restoring(held: HostedReplica) -> None:
     if held.transfer is not None:
         held.transfer.cancel()
+
+
+def as_failure(error: Exception) -> VectorfleetError:
+    """What a replica that cannot be opened answers from then on."""
+    if isinstance(error, VectorfleetError):
+        return error
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return ResourceExhausted(f"the node's disk is full: {error}", reason="DISK_FULL")
+    if isinstance(error, OSError):
+        return DataLoss(f"its files cannot be opened: {error}")
+    return InternalError(f"{type(error).__name__}: {error}")
 
 
 def _use_codebook(replica: Replica, codebook: Codebook) -> None:

@@ -103,7 +103,9 @@ REASONS: Final[dict[str, Reason]] = {
         _C.RESOURCE_EXHAUSTED, "The answer would pass 64 MiB.", "Ask for fewer queries, hits, vectors or payloads."
     ),
     "DISK_FULL": Reason(
-        _C.RESOURCE_EXHAUSTED, "A node has no disk space left for writes.", "Free or add disk; then retry."
+        _C.RESOURCE_EXHAUSTED,
+        "A node has no disk space left for writes.",
+        "Delete points, or free or add disk; then retry: no restart is needed.",
     ),
     "DEADLINE_EXCEEDED": Reason(
         _C.DEADLINE_EXCEEDED, "The deadline passed; a write may have happened.", "Allow more time; retry."

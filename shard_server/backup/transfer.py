@@ -14,6 +14,7 @@ import xxhash
 
 from shard_server.backup import layout
 from shard_server.backup.stores import ObjectStore
+from shard_server.durable import sync_folder
 from shard_server.engine import files
 from vectorfleet.errors import error_for
 from vectorfleet.internal.v1 import backup_pb2, storage_pb2
@@ -136,7 +137,7 @@ def download_shard(
         if (written.bytes, written.checksum) != (one.object.bytes, one.object.checksum):
             raise layout.damaged(one.object.key, "it does not match its checksum")
     for folder in folders:
-        files.sync_directory(folder)
+        sync_folder(folder)
 
 
 def read_object(store: ObjectStore, one: backup_pb2.BackupObject, bytes_max: int) -> bytes:

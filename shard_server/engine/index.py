@@ -28,9 +28,11 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from shard_server.engine import files
 from shard_server.engine.bitmap import LiveRows
 from vectorfleet import limits
 from vectorfleet.errors import DataLoss, InvalidRequest
+from vectorfleet.internal.v1 import storage_pb2
 from vectorfleet.v1 import types_pb2
 
 Matrix = NDArray[np.float32]
@@ -38,7 +40,10 @@ Rows = NDArray[np.int64]
 
 faiss.InterruptCallback.clear_instance()
 
+_CODEBOOK: Final = b"VF-CODEB"
+_INDEX: Final = b"VF-INDEX"
 _ENCODE_ROWS: Final = 16_384
+_WRITE_BYTES: Final = 1 << 20
 _PAIRS_PER_CALL: Final = 1 << 22
 _EXACT_QUERIES_PER_CALL: Final = 16
 assert limits.NLIST_MAX <= 1 << 16, "the number of a list fits uint16"
@@ -60,12 +65,14 @@ class Codebook:
 
     @classmethod
     def load(cls, content: bytes, version: int) -> Codebook:
-        """Reads what `train_codebook` returned. Raises `DataLoss` where it is no such thing."""
+        """Reads what `train_codebook` returned. Raises `DataLoss` where it is no such thing, or of an unknown format."""
         checksum = f"{xxhash.xxh3_64_intdigest(content):016x}"
+        what = f"codebook version {version} (checksum {checksum})"
+        files.parse_header(content, _CODEBOOK, what)
         try:
-            index = faiss.deserialize_index(np.frombuffer(content, np.uint8))
+            index = _empty_index(content)
         except (RuntimeError, ValueError, IndexError) as error:
-            raise DataLoss(f"codebook version {version} (checksum {checksum}) cannot be read: {error}") from error
+            raise DataLoss(f"{what} cannot be read: {error}") from error
         return cls(version, checksum, int(index.nlist), int(index.pq.M), content, index)
 
     @property
@@ -85,6 +92,11 @@ class Codebook:
         """float32[nlist, width]: the centres of the lists, in FAISS's own memory."""
         held = faiss.downcast_index(self.index.quantizer).get_xb()
         return np.asarray(faiss.rev_swig_ptr(held, self.nlist * self.index.d)).reshape(self.nlist, self.index.d)
+
+
+def _empty_index(content: bytes) -> Any:
+    """The trained index in a codebook file, without rows; a new one at each call."""
+    return faiss.deserialize_index(np.frombuffer(content, np.uint8, offset=files.HEADER_BYTES))
 
 
 def _faiss_metric(metric: int) -> Any:
@@ -140,14 +152,15 @@ def train_codebook(sample: Matrix, *, kind: int, metric: int, nlist: int, m: int
     index.cp.min_points_per_centroid = index.pq.cp.min_points_per_centroid = 1
     index.cp.max_points_per_centroid = index.pq.cp.max_points_per_centroid = 256
     index.train(pad(sample, width))
-    return bytes(faiss.serialize_index(index))
+    return files.header(_CODEBOOK, sample.shape[1], nlist) + bytes(faiss.serialize_index(index))
 
 
 class SegmentIndex:
     """The encoded rows of one segment, mapped from its file; row numbers are FAISS ids. Read-only and thread-safe."""
 
     def __init__(self, path: Path) -> None:
-        """Maps the file. Raises `DataLoss` where FAISS cannot read it."""
+        """Maps the file, which is known to be whole. Raises `DataLoss` where it is of an unknown format."""
+        files.check_header(path, _INDEX, at_end=True)
         try:
             self._index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC | faiss.IO_FLAG_READ_ONLY)
         except RuntimeError as error:
@@ -206,31 +219,37 @@ class SegmentIndex:
         return distances, rows
 
 
-def encode(path: Path, codebook: Codebook, chunks: Any) -> None:
-    """Encodes prepared vectors (an iterable of float32[n, dim]) row after row and writes them to `path`, not synced."""
-    index = faiss.deserialize_index(np.frombuffer(codebook.content, np.uint8))
+def encode(path: Path, codebook: Codebook, chunks: Any) -> storage_pb2.FileEntry:
+    """Encodes prepared vectors (an iterable of float32[n, dim]) row after row; writes them to `path`, synced.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    index = _empty_index(codebook.content)
     for chunk in chunks:
         for first in range(0, len(chunk), _ENCODE_ROWS):
             index.add(pad(chunk[first : first + _ENCODE_ROWS], index.d))
-    _write(index, path)
+    return _write(index, path)
 
 
-def concatenate(path: Path, codebook: Codebook, sources: list[Path]) -> bool:
+def concatenate(path: Path, codebook: Codebook, sources: list[Path]) -> storage_pb2.FileEntry | None:
     """Joins segments encoded with `codebook` without encoding again; rows follow one another in the order of `sources`.
 
     Returns:
-        Whether it did. False, with nothing written, where FAISS cannot be trusted to: encode again then.
+        The file, synced. None, with nothing written, where FAISS cannot be trusted to: encode again then.
+
+    Raises:
+        OSError: the file cannot be written.
     """
-    joined = faiss.deserialize_index(np.frombuffer(codebook.content, np.uint8))
+    joined = _empty_index(codebook.content)
     centroids = joined.quantizer.reconstruct_n(0, codebook.nlist)
     for source in sources:
         if _append_would_overrun(joined):
-            return False
+            return None
         part = faiss.read_index(str(source))
         part.quantizer.add(centroids)  # FAISS joins only what it sees to agree
         joined.merge_from(part, joined.ntotal)
-    _write(joined, path)
-    return True
+    return _write(joined, path)
 
 
 def _append_would_overrun(index: Any) -> bool:
@@ -247,13 +266,15 @@ def _append_would_overrun(index: Any) -> bool:
     return any(size and size % block_bytes == 0 for size in sizes)
 
 
-def _write(index: Any, path: Path) -> None:
+def _write(index: Any, path: Path) -> storage_pb2.FileEntry:
     # Lists are assigned through the codebook, once for all segments: a copy of its centroids in each file would cost memory.
     index.quantizer.reset()
-    try:
-        faiss.write_index(index, str(path))
-    except RuntimeError as error:
-        raise OSError(f"{path} cannot be written: {error}") from error
+    # FAISS's own writer says nothing when closing the file fails, and so can leave a short one; ours raises. FAISS reads from
+    # the front, so the file says what it is at its end.
+    with files.Output(path) as output:
+        faiss.write_index(index, faiss.PyCallbackIOWriter(output.write, _WRITE_BYTES))
+        output.write(files.header(_INDEX, int(index.d), int(index.ntotal)))
+        return output.finish()
 
 
 def nearest_rows(

@@ -3,18 +3,26 @@
 What is missing, damaged, of another replica or of an unknown format version is refused by its name, and nothing is changed;
 only leftovers of a crash, which the manifest does not name, are removed. Terms and an index are derived: lost terms are made
 anew at once; without its index a segment is searched exactly until background work has encoded it again.
+
+`replica.json` is written when a new replica's store is complete. With it, the store must be there: one that lacks its CURRENT is
+damaged, not new. And it is read before the store is opened, which changes files: a later release's replica stays untouched.
 """
 
 from __future__ import annotations
 
+import logging
 import shutil
-from collections.abc import Sequence
+import traceback
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 
-from shard_server.engine import segment, snapshot
+from shard_server import records
+from shard_server.durable import write_durably
+from shard_server.engine import disk, segment
+from shard_server.engine.acknowledged import Acknowledged
 from shard_server.engine.bitmap import LiveRows
 from shard_server.engine.index import Codebook
 from shard_server.engine.state import ReplicaIdentity, ReplicaState
@@ -24,33 +32,95 @@ from vectorfleet.errors import DataLoss
 from vectorfleet.internal.v1 import storage_pb2
 
 FORMAT_VERSION: Final = 1
+ACKNOWLEDGED: Final = "acknowledged"
+_KIND: Final = "vectorfleet replica"
+_OPENING_BYTES_MIN: Final = 4 << 20
+_log = logging.getLogger(__name__)
 
 
-def recover(directory: Path, identity: ReplicaIdentity, store: Store, codebooks: Sequence[Codebook]) -> ReplicaState:
+def recover(
+    directory: Path,
+    identity: ReplicaIdentity,
+    codebooks: Sequence[Codebook],
+    known: Mapping[int, segment.Segment] | None = None,
+) -> ReplicaState:
     """Makes a new replica's state, or that of the files in `directory`; published.
 
     Args:
-        directory: the replica's.
+        directory: the replica's, which exists.
         identity: what it must be.
-        store: its RocksDB, open.
         codebooks: those at hand, the current one last.
+        known: by number, segments that are open and checked already.
 
     Raises:
         DataLoss: files are damaged, missing, of an unknown format version, or of another replica.
+        ResourceExhausted: DISK_FULL; opening takes some room.
+        Unavailable: the store is still in use.
+        OSError: a file of ours cannot be written.
     """
+    complete = _is_complete(directory, identity)
+    store = Store(directory / "store", create=not complete)
+    try:
+        state = _state_of(directory, identity, store, codebooks, known or {}, complete=complete)
+        if not complete:
+            write_durably(directory / "replica.json", records.encode(_KIND, FORMAT_VERSION, _shape(identity)))
+        state.publish()
+        return state
+    except BaseException as error:
+        store.close()
+        # Whoever keeps the error keeps the iterators in its frames, and with them RocksDB's lock on the folder.
+        traceback.clear_frames(error.__traceback__)
+        raise
+
+
+def require_room(directory: Path) -> None:
+    """Raises `OSError` where the disk would not take what opening writes: write-ahead logs become tables."""
+    logs = sum(path.stat().st_size for path in (directory / "store").glob("*.log"))
+    disk.probe(directory, _OPENING_BYTES_MIN + logs)
+
+
+def _is_complete(directory: Path, identity: ReplicaIdentity) -> bool:
+    path = directory / "replica.json"
+    try:
+        found = records.read(path, _KIND, FORMAT_VERSION)
+    except FileNotFoundError:
+        return False
+    if found != _shape(identity):
+        raise DataLoss(f"{path} says {found} where {_shape(identity)} is expected")
+    return True
+
+
+def _shape(identity: ReplicaIdentity) -> dict[str, str | int]:
+    return {
+        "collection_uid": identity.collection_uid,
+        "shard": identity.shard,
+        "dim": identity.dim,
+        "metric": identity.metric,
+    }
+
+
+def _state_of(
+    directory: Path,
+    identity: ReplicaIdentity,
+    store: Store,
+    codebooks: Sequence[Codebook],
+    known: Mapping[int, segment.Segment],
+    *,
+    complete: bool,
+) -> ReplicaState:
     manifest = store.manifest()
+    if manifest is None and complete:
+        raise DataLoss(f"the store {directory / 'store'} has lost its manifest")
     if manifest is None:
         manifest = _created(store, identity)
     _check(manifest, identity, directory)
     segments_directory = directory / "segments"
     segments_directory.mkdir(exist_ok=True)
     _remove_leftovers(segments_directory, manifest)
-    shutil.rmtree(directory / snapshot.FOLDER, ignore_errors=True)
-    state = ReplicaState(
-        identity, store, manifest, _segments(segments_directory, manifest, store, codebooks), codebooks
-    )
+    segments = _segments(segments_directory, manifest, store, codebooks, known)
+    state = ReplicaState(identity, store, manifest, segments, codebooks)
     _replay(state)
-    state.publish()
+    _check_end(state, directory)
     return state
 
 
@@ -75,9 +145,7 @@ def _save(store: Store, manifest: storage_pb2.ReplicaManifest) -> None:
 
 def _check(manifest: storage_pb2.ReplicaManifest, identity: ReplicaIdentity, directory: Path) -> None:
     if manifest.format_version != FORMAT_VERSION:
-        raise DataLoss(
-            f"{directory} has format version {manifest.format_version}; this release reads version {FORMAT_VERSION}"
-        )
+        raise records.UnknownFormat(f"the manifest in {directory}", manifest.format_version, FORMAT_VERSION)
     found = (manifest.collection_uid, manifest.shard, manifest.dim, manifest.metric)
     wanted = (identity.collection_uid, identity.shard, identity.dim, identity.metric)
     if found != wanted:
@@ -98,26 +166,32 @@ def _remove_leftovers(directory: Path, manifest: storage_pb2.ReplicaManifest) ->
 
 
 def _segments(
-    directory: Path, manifest: storage_pb2.ReplicaManifest, store: Store, codebooks: Sequence[Codebook]
+    directory: Path,
+    manifest: storage_pb2.ReplicaManifest,
+    store: Store,
+    codebooks: Sequence[Codebook],
+    known: Mapping[int, segment.Segment],
 ) -> list[SegmentView]:
     payload_of = store.points().payload_of
-    opened = [
-        segment.open_segment(directory / str(entry.segment), entry, manifest.dim, manifest.metric, payload_of)
-        for entry in manifest.segments
-    ]
-    if [one.entry for one in opened] != list(manifest.segments):  # terms were lost, and are made anew
+    versions = {codebook.version for codebook in codebooks}
+    opened = []
+    for entry in manifest.segments:
+        one = known.get(entry.segment)
+        if one is None or one.entry != entry:
+            place = directory / str(entry.segment)
+            one = segment.open_segment(place, entry, manifest.dim, manifest.metric, payload_of)
+            one = _with_index(one, versions)
+        opened.append(one)
+    if [one.entry for one in opened] != list(manifest.segments):
+        _log.warning("terms in %s were damaged or missing; they were made again of the payloads", directory)
         del manifest.segments[:]
         manifest.segments.extend(one.entry for one in opened)
         _save(store, manifest)
     dead: dict[int, list[int]] = {}
     for number, row in store.tombstones():
         dead.setdefault(number, []).append(row)
-    versions = {codebook.version for codebook in codebooks}
     return [
-        SegmentView(
-            _with_index(one, versions),
-            LiveRows.all_of(one.rows).without(np.asarray(dead.get(one.number, []), np.int64)),
-        )
+        SegmentView(one, LiveRows.all_of(one.rows).without(np.asarray(dead.get(one.number, []), np.int64)))
         for one in opened
     ]
 
@@ -128,7 +202,8 @@ def _with_index(one: segment.Segment, versions: set[int]) -> segment.Segment:
         return one
     try:
         return segment.attach_index(one)
-    except DataLoss:
+    except DataLoss as error:
+        _log.warning("%s; the vectors are whole, so they are encoded again", error.message)
         return one
 
 
@@ -151,3 +226,12 @@ def _replay(state: ReplicaState) -> None:
         state.kill_superseded()
     if state.applied < applied:
         raise DataLoss(f"the log of shard {shard} ends at seqno {state.applied}, but {applied} was applied")
+
+
+def _check_end(state: ReplicaState, directory: Path) -> None:
+    acknowledged = Acknowledged(directory / ACKNOWLEDGED).seqno()
+    if state.applied < acknowledged:
+        raise DataLoss(
+            f"the log in {directory / 'store'} ends at seqno {state.applied}, but writes up to {acknowledged} were"
+            " acknowledged: its write-ahead log was cut short or removed"
+        )

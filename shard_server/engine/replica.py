@@ -4,13 +4,18 @@ A write goes log (synced) → buffer, points, tombstones → new view → acknow
 seen by the next search. What it holds is `state`'s, how it comes back from its files is `recovery`'s, and the background work
 behind the writes is `upkeep`'s.
 
+A store that has failed to write takes no more: the replica then refuses writes, answers searches from its last view, and
+`maintain` opens the store again once the disk has room, which recovers as a restart would.
+
 Two locks, always taken in this order: `_commit_lock` serialises writers through the log's fsync; the state's own lock guards
 what the view is made of. Searches take neither.
 """
 
 from __future__ import annotations
 
+import shutil
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,15 +24,16 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from shard_server.engine import recovery, scoring, search, snapshot
+from shard_server.engine import disk, recovery, scoring, search, snapshot
+from shard_server.engine.acknowledged import Acknowledged
 from shard_server.engine.index import Codebook
 from shard_server.engine.search import SearchOptions
 from shard_server.engine.snapshot import Snapshot
 from shard_server.engine.state import Applied, ReplicaIdentity, ReplicaState, points_in
-from shard_server.engine.store import PointRecord, Store
+from shard_server.engine.store import PointRecord
 from shard_server.engine.upkeep import ENCODE_ROWS_MIN, EngineSettings, Upkeep
 from shard_server.engine.view import View
-from vectorfleet.errors import DataLoss, ResourceExhausted, VectorfleetError
+from vectorfleet.errors import ResourceExhausted, Unavailable, VectorfleetError, error_for
 from vectorfleet.internal.v1 import storage_pb2
 from vectorfleet.limits import CALL_BYTES_MAX
 from vectorfleet.v1 import types_pb2
@@ -35,6 +41,9 @@ from vectorfleet.v1 import types_pb2
 _BUFFERS_BEHIND_MAX: Final = 8
 """The buffer may grow to this many times its sealing size; then writers wait for the sealing."""
 _BACKPRESSURE_WAIT_S: Final = 20.0
+_REOPEN_WAIT_S: Final = 5.0
+"""A search waits so long for a store that is being opened again; opening waits so long for the readers of the old one."""
+_REOPEN_PAUSE_S: Final = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,17 +88,25 @@ class ReplicaStats:
 class Replica:
     """One copy of one shard. Thread-safe."""
 
-    def __init__(self, directory: Path, state: ReplicaState, upkeep: Upkeep, settings: EngineSettings) -> None:
+    def __init__(self, directory: Path, state: ReplicaState, settings: EngineSettings) -> None:
         """Use `Replica.open`."""
         self.identity = state.identity
         self.settings = settings
         self._directory = directory
-        self._state = state
-        self._store = state.store
-        self._upkeep = upkeep
         self._commit_lock = threading.Lock()
-        self._failed: VectorfleetError | None = None
+        self._readable = threading.Event()
+        """Cleared while there is no view because the store is being opened again."""
+        self._failed: tuple[str, str] | None = None
+        """Why the store takes no writes: (reason, message)."""
+        self._closed = False
+        self._acknowledged = Acknowledged(directory / recovery.ACKNOWLEDGED)
+        self._use(state)
+
+    def _use(self, state: ReplicaState) -> None:
+        self._state = state
+        self._upkeep = Upkeep(state, self.settings, self._directory / "segments")
         self.term = state.store.term()
+        self._readable.set()
 
     @classmethod
     def open(
@@ -109,16 +126,14 @@ class Replica:
 
         Raises:
             DataLoss: files are damaged, missing, of an unknown format version, or of another replica.
+            ResourceExhausted: DISK_FULL; opening takes some room.
+            OSError: a file of ours cannot be written.
         """
-        settings = settings or EngineSettings()
         directory.mkdir(parents=True, exist_ok=True)
-        store = Store(directory / "store")
-        try:
-            state = recovery.recover(directory, identity, store, [] if codebook is None else [codebook])
-            return cls(directory, state, Upkeep(state, settings, directory / "segments"), settings)
-        except BaseException:
-            store.close()
-            raise
+        # Left by a crash: no backup is under way before the replica is open.
+        shutil.rmtree(directory / snapshot.FOLDER, ignore_errors=True)
+        state = recovery.recover(directory, identity, [] if codebook is None else [codebook])
+        return cls(directory, state, settings or EngineSettings())
 
     # ------------------------------------------------------------------ writing
 
@@ -133,39 +148,53 @@ class Replica:
             One outcome for each mutation, in order.
 
         Raises:
-            ResourceExhausted: DISK_FULL, or OVERLOADED where sealing is far behind. Nothing was written.
-            DataLoss: the store failed; the replica takes no more writes.
+            ResourceExhausted: DISK_FULL, or OVERLOADED where sealing is far behind.
+            Unavailable: the store cannot be written at present, or the replica is closed.
+            DataLoss: the store is damaged.
         """
         with self._commit_lock:
             self._raise_if_failed()
-            self._wait_for_room()
-            entries, seqno = [], self._state.applied
+            self._require_room(mutations)
+            self._wait_for_sealing()
+            state = self._state
+            entries, seqno = [], state.applied
             for mutation in mutations:
                 entries.append(storage_pb2.LogEntry(term=term, first_seqno=seqno + 1, mutation=mutation))
                 seqno += points_in(mutation)
             try:
-                self._store.append(entries, term_changed=term != self.term)
-            except DataLoss as error:
-                self._failed = error
+                state.store.append(entries, term_changed=term != self.term)
+                self.term = term
+                with state.lock:
+                    applied = state.apply(entries)
+                    state.publish()
+            except Exception as error:
+                # The log may have the writes, memory may have half of them: only opening again, which replays, is sound.
+                self._note(error)
                 raise
-            self.term = term
-            with self._state.lock:
-                try:
-                    applied = self._state.apply(entries)
-                except VectorfleetError as error:
-                    # The log has the writes, memory may have half of them: only a restart, which replays, is sound.
-                    self._failed = error
-                    raise
-                self._state.publish()
+            self._acknowledged.note(seqno)
             return applied
 
+    def _note(self, error: Exception) -> None:
+        if isinstance(error, VectorfleetError):
+            self._failed = error.reason, error.message
+        else:
+            self._failed = "INTERNAL", repr(error)
+
     def _raise_if_failed(self) -> None:
+        if self._closed:
+            raise Unavailable(f"the replica of shard {self.identity.shard} is closed")
         if self._failed is not None:
-            raise DataLoss(
-                f"the replica takes no writes since its store failed: {self._failed.message}; restart the node"
+            reason, message = self._failed
+            raise error_for(
+                reason, f"shard {self.identity.shard} takes no writes until its store is opened again: {message}"
             )
 
-    def _wait_for_room(self) -> None:
+    def _require_room(self, mutations: Sequence[storage_pb2.Mutation]) -> None:
+        """Refuses upserts before RocksDB meets a full disk. Deletes may pass: they are what makes room."""
+        if any(mutation.WhichOneof("kind") == "upsert" for mutation in mutations):
+            disk.require_free(self._directory, self.settings.min_free_bytes)
+
+    def _wait_for_sealing(self) -> None:
         state, settings = self._state, self.settings
 
         def has_room() -> bool:
@@ -183,9 +212,14 @@ class Replica:
     # ------------------------------------------------------------------ reading
 
     @property
+    def _view(self) -> View:
+        self._readable.wait(_REOPEN_WAIT_S)
+        return self._state.view
+
+    @property
     def applied_seqno(self) -> int:
-        """The last write that searches see."""
-        return self._state.view.applied_seqno
+        """The last write that searches see. Never blocks."""
+        return self._state.published
 
     def search(
         self,
@@ -211,7 +245,7 @@ class Replica:
             with_vector: return vectors.
             wanted: a valid filter: only points that pass it are found.
         """
-        view = self._state.view if wanted is None else self._state.view.filtered(wanted)
+        view = self._view if wanted is None else self._view.filtered(wanted)
         options = SearchOptions(k, nprobe, oversample, exact)
         hits = search.search(view, vectors, options, self.identity.metric)
         payloads = self._payloads(view, hits.ids) if with_payload else None
@@ -239,14 +273,14 @@ class Replica:
 
     def fetch(self, ids: Sequence[str], with_vector: bool) -> list[StoredPoint]:
         """Returns the points that exist, in the order asked."""
-        view = self._state.view
+        view = self._view
         keys = [point_id.encode() for point_id in ids]
         found = [(key, record) for key in keys if (record := view.points.get(key)) is not None]
         return self._stored(view, found, with_vector)
 
     def scan(self, after_id: str, limit: int, with_vector: bool) -> tuple[list[StoredPoint], bool]:
         """Returns up to `limit` points whose id is above `after_id`, bytewise; and whether none lies beyond."""
-        view = self._state.view
+        view = self._view
         found: list[tuple[bytes, PointRecord]] = []
         for item in view.points.after(after_id.encode()):
             if len(found) == limit:
@@ -269,7 +303,7 @@ class Replica:
 
     def sample(self, limit: int, seed: int) -> NDArray[np.float32]:
         """A uniform sample of live vectors, without repetition: float32[n, dim], normalised under COSINE."""
-        view = self._state.view
+        view = self._view
         parts = [(part.segment.vectors, part.live) for part in view.segments] + [
             (part.vectors, part.live) for part in view.buffers
         ]
@@ -287,10 +321,13 @@ class Replica:
 
     def use_codebook(self, codebook: Codebook) -> None:
         """Makes a codebook the current one: new segments are encoded with it, old ones again by `maintain`."""
-        self._state.use_codebook(codebook)
+        with self._commit_lock:
+            self._state.use_codebook(codebook)
 
     def maintain(self, now_s: float) -> bool:
-        """Does at most one unit of background work: seal, merge or encode. Call from one thread at a time.
+        """Does at most one unit of background work: seal, verify, merge or encode. Call from one thread at a time.
+
+        After a failed write its work is to open the store again, once the disk takes bytes.
 
         Args:
             now_s: monotonic seconds.
@@ -299,9 +336,59 @@ class Replica:
             Whether there was something to do.
 
         Raises:
+            DataLoss: files are damaged; the message names one.
             OSError, VectorfleetError: it failed; nothing has changed, and the next call tries again.
         """
-        return self._failed is None and self._upkeep.step(now_s)
+        if self._closed:
+            return False
+        if self._failed is not None:
+            if self._failed[0] == "DATA_LOSS":
+                return False  # damage does not go away by itself
+            self._reopen()
+            return True
+        try:
+            return self._upkeep.step(now_s)
+        except VectorfleetError as error:
+            self._note(error)
+            raise
+
+    def _reopen(self) -> None:
+        recovery.require_room(self._directory)
+        with self._commit_lock:
+            if self._closed:
+                return
+            old = self._state
+            self._readable.clear()
+            try:
+                self._upkeep.stop_verifying()
+                if old.withdraw():
+                    old.store.close()
+                self._use(self._recovered(old))
+            except VectorfleetError as error:
+                self._note(error)
+                raise
+            finally:
+                self._readable.set()
+            self._failed = None
+
+    def _recovered(self, old: ReplicaState) -> ReplicaState:
+        current = [] if old.codebook is None else [old.codebook]
+        codebooks = [one for one in old.codebooks.values() if one is not old.codebook] + current
+        known = {part.segment.number: part.segment for part in old.segments}
+        until_s = time.monotonic() + _REOPEN_WAIT_S
+        while True:
+            try:
+                return recovery.recover(self._directory, self.identity, codebooks, known)
+            except Unavailable:
+                # Searches that were under way hold a snapshot, and with it the old store.
+                if time.monotonic() > until_s:
+                    raise
+                time.sleep(_REOPEN_PAUSE_S)
+
+    @property
+    def trouble(self) -> str:
+        """Why it takes no writes at present; "" where it does."""
+        return "" if self._failed is None else self._failed[1]
 
     @property
     def settled(self) -> bool:
@@ -321,15 +408,15 @@ class Replica:
             ResourceExhausted: DISK_FULL.
             Unavailable: the replica is closed.
         """
-        _ = self._state.view
-        self._store.flush()  # before writers are held up, so that what follows is short
+        _ = self._view
+        self._state.store.flush()  # before writers are held up, so that what follows is short
         with self._commit_lock:
             self._raise_if_failed()
             return snapshot.take(self._state, self._directory, codebook_version)
 
     def stats(self) -> ReplicaStats:
         """Sizes, as of the present view."""
-        view, codebook = self._state.view, self._state.codebook
+        view, codebook = self._view, self._state.codebook
         current = [
             part
             for part in view.segments
@@ -354,6 +441,9 @@ class Replica:
     def close(self) -> None:
         """Closes the files. Every acknowledged write is on disk already; calls that come later fail."""
         with self._commit_lock, self._state.lock:
+            self._acknowledged.close()
+            self._closed = True
+            self._readable.set()
+            self._upkeep.stop_verifying()
             if self._state.withdraw():
-                self._failed = DataLoss("the replica is closed")
-                self._store.close()
+                self._state.store.close()

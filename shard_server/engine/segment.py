@@ -7,6 +7,8 @@
     terms     the payloads' values, see `postings`      memory-mapped; filters read it
     index-V   FAISS IVF-PQ codes under codebook V       memory-mapped; absent: the segment is searched exactly
 
+Each says its kind and format version in 64 bytes: in front, the index at its end.
+
 The terms and the index are derived: where one is damaged or missing it is built again. All else is the truth. Which rows are
 alive is not kept here, because it changes: see `view` and `store`.
 """
@@ -24,6 +26,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from shard_server.durable import sync_folder
 from shard_server.engine import files, index, postings, scoring
 from shard_server.engine.bitmap import LiveRows
 from shard_server.engine.passing import PassingRows
@@ -32,6 +35,7 @@ from vectorfleet.errors import DataLoss
 from vectorfleet.internal.v1 import storage_pb2
 from vectorfleet.v1 import types_pb2
 
+VECTORS: Final = "vectors"
 _VECTORS: Final = b"VF-VECTR"
 _IDS: Final = b"VF-IDS  "
 _HASHES: Final = b"VF-HASH "
@@ -136,7 +140,10 @@ def open_segment(
     metric: int,
     payload_of: Callable[[bytes], bytes] | None = None,
 ) -> Segment:
-    """Checks every file and maps them, without the index: see `attach_index`.
+    """Checks the files and maps them, without the index: see `attach_index`.
+
+    Of the raw vectors only the presence, size and header are checked, since they are most of the bytes: `verify_vectors` does
+    the rest.
 
     Args:
         directory: the segment's.
@@ -147,10 +154,11 @@ def open_segment(
             then a new one.
 
     Raises:
-        DataLoss: with the file at fault.
+        DataLoss: a file is damaged, missing or of an unknown format; the message names it.
     """
-    files.verify(directory, entry.files)
-    vectors = _mapped(directory / "vectors", _VECTORS, dim, entry.rows)
+    files.verify(directory, [one for one in entry.files if one.name != VECTORS])
+    files.check_size(directory / VECTORS, _vectors_entry(entry))
+    vectors = _mapped(directory / VECTORS, _VECTORS, dim, entry.rows)
     ids = _mapped(directory / "ids", _IDS, 0, entry.rows)
     hashes = _mapped(directory / "hashes", _HASHES, 0, entry.rows)
     lengths = _mapped(directory / "lengths", _LENGTHS, 1, entry.rows) if metric == types_pb2.METRIC_COSINE else None
@@ -178,6 +186,18 @@ def open_segment(
         terms=terms,
         passing=PassingRows(terms),
     )
+
+
+def verify_vectors(segment: Segment) -> Iterator[int]:
+    """Verifies the raw vectors piece by piece: yields the bytes read after each. Raises `DataLoss` at the end."""
+    return files.verifying(segment.directory / VECTORS, _vectors_entry(segment.entry))
+
+
+def _vectors_entry(entry: storage_pb2.SegmentEntry) -> storage_pb2.FileEntry:
+    for one in entry.files:
+        if one.name == VECTORS:
+            return one
+    raise DataLoss(f"the manifest names no vectors of segment {entry.segment}")
 
 
 def attach_index(segment: Segment) -> Segment:
@@ -220,15 +240,39 @@ def write_segment(
 
     Returns:
         The manifest's entry.
+
+    Raises:
+        OSError: the files cannot be written; nothing is left of them.
     """
     final = directory / str(number)
     building = directory / f"{number}.building"
     for leftover in (building, final):
         shutil.rmtree(leftover, ignore_errors=True)
     building.mkdir(parents=True)
+    try:
+        entry = _write_files(building, number, sources, dim, metric, codebook, joinable)
+        sync_folder(building)
+        building.rename(final)
+    except BaseException:
+        # On a full disk every byte counts, and the next attempt may be far off.
+        shutil.rmtree(building, ignore_errors=True)
+        raise
+    sync_folder(directory)
+    return entry
+
+
+def _write_files(
+    building: Path,
+    number: int,
+    sources: Sequence[Source],
+    dim: int,
+    metric: int,
+    codebook: index.Codebook | None,
+    joinable: Sequence[Path],
+) -> storage_pb2.SegmentEntry:
     rows = sum(len(source.rows) for source in sources)
     written = [
-        files.write(building / "vectors", _vector_parts(sources, rows, dim)),
+        files.write(building / VECTORS, _vector_parts(sources, rows, dim)),
         *_write_ids(building, [source.id_of(int(row)) for source in sources for row in source.rows]),
     ]
     if metric == types_pb2.METRIC_COSINE:
@@ -238,13 +282,9 @@ def write_segment(
     entry = storage_pb2.SegmentEntry(segment=number, rows=rows, files=written, terms=terms)
     if codebook is not None:
         path = building / f"index-{codebook.version}"
-        if not (joinable and index.concatenate(path, codebook, list(joinable))):
-            index.encode(path, codebook, _prepared_chunks(sources, dim, metric))
-        entry.index.CopyFrom(files.seal(path))
+        joined = index.concatenate(path, codebook, list(joinable)) if joinable else None
+        entry.index.CopyFrom(joined or index.encode(path, codebook, _prepared_chunks(sources, dim, metric)))
         entry.codebook_version = codebook.version
-    files.sync_directory(building)
-    building.rename(final)
-    files.sync_directory(directory)
     return entry
 
 
@@ -253,10 +293,9 @@ def write_index(segment: Segment, codebook: index.Codebook) -> storage_pb2.Segme
     path = segment.directory / f"index-{codebook.version}"
     building = path.with_suffix(".building")
     every = Source(segment.vectors, np.arange(segment.rows), segment.id_of, ())
-    index.encode(building, codebook, _prepared_chunks([every], segment.vectors.shape[1], segment.metric))
-    sealed = files.seal(building)
+    sealed = index.encode(building, codebook, _prepared_chunks([every], segment.vectors.shape[1], segment.metric))
     building.rename(path)
-    files.sync_directory(segment.directory)
+    sync_folder(segment.directory)
     sealed.name = path.name
     entry = storage_pb2.SegmentEntry()
     entry.CopyFrom(segment.entry)
@@ -305,7 +344,7 @@ def _write_lost_terms(
     every = Source(np.empty((0, 0), np.float32), np.arange(entry.rows), lambda _: b"", blocks.postings)
     written = files.write(directory / "terms.building", _terms_parts(_renumbered([every]), entry.rows))
     (directory / written.name).rename(directory / "terms")
-    files.sync_directory(directory)
+    sync_folder(directory)
     written.name = "terms"
     repaired = storage_pb2.SegmentEntry()
     repaired.CopyFrom(entry)

@@ -85,7 +85,7 @@ def adopt(directory: Path, identity: ReplicaIdentity) -> None:
     Raises:
         DataLoss: they are of a replica of another shape.
     """
-    store = Store(directory / "store")
+    store = Store(directory / "store", create=False)
     try:
         manifest = store.manifest()
         if manifest is None:

@@ -84,28 +84,33 @@ class ReplicaState:
         """The current one: new segments are encoded with it."""
         self.codebooks = {codebook.version: codebook for codebook in codebooks}
         """By version: the current one, and those of segments that are to be encoded again. Replaced, never changed."""
-        self._published: View | None = None
+        self.published = 0
+        """The applied seqno of the last view."""
+        self._view: View | None = None
 
     # ------------------------------------------------------------------ the view
 
     @property
     def view(self) -> View:
         """What searches see. Raises `Unavailable` before the first `publish` and after `withdraw`."""
-        view = self._published
+        view = self._view
         if view is None:
-            raise Unavailable(f"the replica of shard {self.identity.shard} is closed")
+            raise Unavailable(
+                f"the replica of shard {self.identity.shard} is closed, or its store cannot be opened again yet"
+            )
         return view
 
     def publish(self) -> None:
         """Makes the present state the view."""
         with self.lock:
             buffers = [buffer.view() for buffer in (self.frozen, self.active) if buffer is not None]
-            self._published = View(self.applied, self.segments, tuple(buffers), self.store.points(), self.codebooks)
+            self._view = View(self.applied, self.segments, tuple(buffers), self.store.points(), self.codebooks)
+            self.published = self.applied
 
     def withdraw(self) -> bool:
         """Lets go of the view, and so of the store; returns whether there was one."""
         with self.lock:
-            view, self._published = self._published, None
+            view, self._view = self._view, None
             return view is not None
 
     # ------------------------------------------------------------------ writes

@@ -4,10 +4,19 @@ Column families: `log` (first seqno → LogEntry; this is the write-ahead log), 
 `tombstones` (segment, row → nothing) and `meta` (the manifest, the applied seqno, the term). A log entry is on disk before
 `append` returns. What `apply` writes is not synced: it follows its log entry in RocksDB's own write order, so that after
 a crash the points are at most as new as the log, and the log's tail is applied again.
+
+What RocksDB does by default, and what is done about it here:
+
+* A flipped bit in its write-ahead log ends the recovery there, in silence, and every write behind it is gone. Only a record
+  that the end of the file cuts short is forgiven here, for that is what a crash leaves; anything else is `DataLoss`.
+* A missing CURRENT makes it create an empty database over the old one. A store is created only where the caller says so.
+* An iterator that meets a damaged block just ends. Every walk asks for the iterator's status at its end.
+* After a failed write it takes no more until it is opened again: `append` and `Batch.write` fail from then on.
 """
 
 from __future__ import annotations
 
+import logging
 import struct
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,9 +25,10 @@ from typing import Any, Final
 
 import rocksdict
 
-from vectorfleet.errors import DataLoss, InternalError, ResourceExhausted, VectorfleetError
+from vectorfleet.errors import DataLoss, InternalError, ResourceExhausted, Unavailable, VectorfleetError
 from vectorfleet.internal.v1 import storage_pb2
 
+_log = logging.getLogger(__name__)
 _MANIFEST: Final = b"manifest"
 _APPLIED: Final = b"applied"
 _TERM: Final = b"term"
@@ -49,7 +59,7 @@ class PointsSnapshot:
         except Exception as error:  # rocksdict has one class for all; only its words tell an absent key from a fault
             if str(error) == "key not found":
                 return None
-            raise _translated(error, "read") from error
+            raise _unreadable(error) from error
         return _record(value)
 
     def payload_of(self, point_id: bytes) -> bytes:
@@ -59,7 +69,7 @@ class PointsSnapshot:
 
     def after(self, point_id: bytes) -> Iterator[tuple[bytes, PointRecord]]:
         """Walks the points whose id is above `point_id`, in bytewise order."""
-        for key, value in self._snapshot.items(from_key=point_id or None):
+        for key, value in _walk(self._snapshot, point_id):
             if key != point_id:
                 yield key, _record(value)
 
@@ -101,28 +111,40 @@ class Batch:
             self._batch.delete_range(_U64.pack(0), _U64.pack(manifest.sealed_seqno + 1), self._store._log_handle)
 
     def write(self, *, sync: bool) -> None:
-        """Makes the changes; with `sync`, durable before it returns. Raises `ResourceExhausted` or `DataLoss`."""
-        try:
-            self._store._db.write(self._batch, self._store._synced if sync else self._store._unsynced)
-        except Exception as error:
-            raise _translated(error, "written") from error
+        """Makes the changes; with `sync`, durable before it returns.
+
+        Raises:
+            ResourceExhausted, Unavailable, DataLoss: it failed, and so will every write until the store is opened again.
+                Whether these changes are found then is open.
+        """
+        self._store._write(self._batch, sync=sync)
 
 
 class Store:
     """One replica's RocksDB."""
 
-    def __init__(self, directory: Path) -> None:
-        """Opens or creates it. Raises `DataLoss` where its files are damaged."""
-        families = {name: _options(name) for name in ("log", "points", "tombstones", "meta")}
+    def __init__(self, directory: Path, *, create: bool) -> None:
+        """Opens it.
+
+        Args:
+            directory: its own.
+            create: make it where it is missing.
+
+        Raises:
+            DataLoss: its files are damaged or missing.
+            ResourceExhausted: DISK_FULL; opening takes some room.
+            Unavailable: it is open already, or was a moment ago and a reader still holds it.
+        """
+        families = {name: _options(name, create=create) for name in ("log", "points", "tombstones", "meta")}
         self._directory = directory
         try:
-            self._db = rocksdict.Rdict(str(directory), _options("default"), column_families=families)
+            self._db = rocksdict.Rdict(str(directory), _options("default", create=create), column_families=families)
             self._log = self._db.get_column_family("log")
             self._points = self._db.get_column_family("points")
             self._tombstones = self._db.get_column_family("tombstones")
             self._meta = self._db.get_column_family("meta")
         except Exception as error:
-            raise _translated(error, f"opened ({directory})") from error
+            raise _not_opened(error, directory) from error
         self._log_handle = self._db.get_column_family_handle("log")
         self._points_handle = self._db.get_column_family_handle("points")
         self._tombstones_handle = self._db.get_column_family_handle("tombstones")
@@ -136,20 +158,23 @@ class Store:
         return Batch(self)
 
     def append(self, entries: Sequence[storage_pb2.LogEntry], *, term_changed: bool) -> None:
-        """Appends to the log: one group commit, on disk when it returns. Raises `ResourceExhausted` or `DataLoss`."""
+        """Appends to the log: one group commit, on disk when it returns. Raises as `Batch.write` does."""
         batch = rocksdict.WriteBatch(raw_mode=True)
         for entry in entries:
             batch.put(_U64.pack(entry.first_seqno), entry.SerializeToString(), self._log_handle)
         if term_changed:
             batch.put(_TERM, _U64.pack(entries[-1].term), self._meta_handle)
+        self._write(batch, sync=True)
+
+    def _write(self, batch: Any, *, sync: bool) -> None:
         try:
-            self._db.write(batch, self._synced)
+            self._db.write(batch, self._synced if sync else self._unsynced)
         except Exception as error:
-            raise _translated(error, "written") from error
+            raise _not_written(error, self._directory) from error
 
     def log_after(self, seqno: int) -> Iterator[storage_pb2.LogEntry]:
         """Reads the log's entries above `seqno`, in order."""
-        for key, value in self._read(lambda: self._log.items(from_key=_U64.pack(seqno + 1))):
+        for key, value in _walk(self._log, _U64.pack(seqno + 1)):
             try:
                 entry = storage_pb2.LogEntry.FromString(value)
             except Exception as error:
@@ -158,17 +183,9 @@ class Store:
                 ) from error
             yield entry
 
-    def _read(self, items: Any) -> Iterator[tuple[bytes, bytes]]:
-        try:
-            yield from items()
-        except VectorfleetError:
-            raise
-        except Exception as error:
-            raise _translated(error, f"read ({self._directory})") from error
-
     def exists(self, point_id: bytes) -> bool:
-        """Whether a point of this id is there now."""
-        return self._points.get(point_id) is not None
+        """Whether a point of this id is there now. Raises `DataLoss`, as every read does."""
+        return _get(self._points, point_id) is not None
 
     def points(self) -> PointsSnapshot:
         """The points as they are now, for as long as the snapshot is held."""
@@ -176,18 +193,18 @@ class Store:
 
     def version_of(self, point_id: bytes) -> int:
         """The point's version; 0 where it does not exist."""
-        value = self._points.get(point_id)
+        value = _get(self._points, point_id)
         return 0 if value is None else int(_VERSION.unpack_from(value)[0])
 
     def tombstones(self) -> Iterator[tuple[int, int]]:
         """All (segment, row) that are dead."""
-        for key, _ in self._read(self._tombstones.items):
+        for key, _ in _walk(self._tombstones, b""):
             segment, row = _TOMBSTONE.unpack(key)
             yield segment, row
 
     def manifest(self) -> storage_pb2.ReplicaManifest | None:
         """The manifest; None in a new store. Raises `DataLoss`."""
-        value = self._get_meta(_MANIFEST)
+        value = _get(self._meta, _MANIFEST)
         if value is None:
             return None
         try:
@@ -197,20 +214,13 @@ class Store:
 
     def applied(self) -> int:
         """Up to where the log is applied."""
-        value = self._get_meta(_APPLIED)
+        value = _get(self._meta, _APPLIED)
         return 0 if value is None else int(_U64.unpack(value)[0])
 
     def term(self) -> int:
         """The term of the newest log entry ever written."""
-        value = self._get_meta(_TERM)
+        value = _get(self._meta, _TERM)
         return 0 if value is None else int(_U64.unpack(value)[0])
-
-    def _get_meta(self, key: bytes) -> bytes | None:
-        try:
-            value: bytes | None = self._meta.get(key)
-        except Exception as error:
-            raise _translated(error, f"read ({self._directory})") from error
-        return value
 
     def flush(self) -> None:
         """Moves what is in RocksDB's memory to its files, so that a checkpoint soon after has little to do."""
@@ -218,18 +228,21 @@ class Store:
             for family in (self._log, self._points, self._tombstones, self._meta):
                 family.flush()
         except Exception as error:
-            raise _translated(error, "written") from error
+            raise _not_written(error, self._directory) from error
 
     def checkpoint(self, directory: Path) -> None:
         """Makes a copy of this store, as it is now, out of links, in a directory that does not exist yet."""
         try:
             rocksdict.Checkpoint(self._db).create_checkpoint(str(directory))
         except Exception as error:
-            raise _translated(error, "copied") from error
+            raise _not_written(error, self._directory) from error
 
     def close(self) -> None:
         """Closes the files; the log is synced already. RocksDB lets go of its lock with the last snapshot."""
-        self._db.close()
+        try:
+            self._db.close()
+        except Exception as error:  # after a failed write; what was acknowledged is on disk
+            _log.warning("the replica's store %s was not closed in good order: %s", self._directory, error)
         del self._log, self._points, self._tombstones, self._meta
         del self._log_handle, self._points_handle, self._tombstones_handle, self._meta_handle
 
@@ -238,10 +251,32 @@ def _record(value: bytes) -> PointRecord:
     return PointRecord(_VERSION.unpack_from(value)[0], value[_VERSION.size :])
 
 
-def _options(family: str) -> rocksdict.Options:
+def _get(family: Any, key: bytes) -> bytes | None:
+    try:
+        value: bytes | None = family.get(key)
+    except Exception as error:
+        raise _unreadable(error) from error
+    return value
+
+
+def _walk(source: Any, first: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """The items of a column family or a snapshot from a key on."""
+    iterator = source.iter()
+    iterator.seek(first)
+    while iterator.valid():
+        yield iterator.key(), iterator.value()
+        iterator.next()
+    try:
+        iterator.status()
+    except Exception as error:
+        raise _unreadable(error) from error
+
+
+def _options(family: str, *, create: bool) -> rocksdict.Options:
     options = rocksdict.Options(raw_mode=True)
-    options.create_if_missing(True)
-    options.create_missing_column_families(True)
+    options.create_if_missing(create)
+    options.create_missing_column_families(create)
+    options.set_wal_recovery_mode(rocksdict.DBRecoveryMode.tolerate_corrupted_tail_records())
     options.set_write_buffer_size(_WRITE_BUFFER_BYTES)
     options.set_max_total_wal_size(8 * _WRITE_BUFFER_BYTES)
     options.set_keep_log_file_num(2)
@@ -253,10 +288,37 @@ def _options(family: str) -> rocksdict.Options:
     return options
 
 
-def _translated(error: Exception, doing: str) -> VectorfleetError:
+# rocksdict raises one class for everything: RocksDB's words tell a full disk from a damaged file.
+
+
+def _not_opened(error: Exception, directory: Path) -> VectorfleetError:
     words = str(error)
-    if "No space left" in words or "NoSpace" in words:
+    if _is_full(words):
         return ResourceExhausted(f"the node's disk is full: {words}", reason="DISK_FULL")
+    if "lock hold by current process" in words:
+        return Unavailable(f"the replica's store is still in use: {words}")
+    if "Corruption" in words and str(directory) not in words:
+        # Of its files, RocksDB leaves only the name of the write-ahead log out.
+        logs = ", ".join(sorted(path.name for path in directory.glob("*.log")))
+        words = f"{words} (in its write-ahead log {logs})"
+    return DataLoss(f"the replica's store {directory} cannot be opened: {words}")
+
+
+def _not_written(error: Exception, directory: Path) -> VectorfleetError:
+    words = str(error)
+    if _is_full(words):
+        return ResourceExhausted(f"the node's disk is full: {words}", reason="DISK_FULL")
+    if "Corruption" in words:
+        return DataLoss(f"the replica's store {directory} is damaged: {words}")
+    return Unavailable(f"the replica's store {directory} cannot be written: {words}")
+
+
+def _unreadable(error: Exception) -> VectorfleetError:
+    words = str(error)
     if "Corruption" in words or "IO error" in words:
-        return DataLoss(f"the replica's store cannot be {doing}: {words}")
-    return InternalError(f"the replica's store cannot be {doing}: {words}")
+        return DataLoss(f"the replica's store cannot be read: {words}")
+    return InternalError(f"the replica's store cannot be read: {words}")
+
+
+def _is_full(words: str) -> bool:
+    return "No space left" in words or "NoSpace" in words or "Disk quota exceeded" in words

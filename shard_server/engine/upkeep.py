@@ -1,21 +1,26 @@
-"""A replica's background work: sealing its buffer, merging its segments, encoding them with the current codebook.
+"""A replica's background work: sealing its buffer, verifying, merging and encoding its segments.
 
 `Upkeep.step` does at most one unit, without a clock or a thread of its own. Each unit builds new files beside the old and then
 hands them to the state, where they take effect in one step; one that fails has changed nothing, and is tried again.
+
+What opening does not read, since it is most of the bytes, is verified here at a bounded rate: the raw vectors of the segments
+that were there, and the points. Nothing is merged before that: a merge would give damaged vectors a new checksum.
 """
 
 from __future__ import annotations
 
-import contextlib
+import errno
+import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 
-from shard_server.engine import compaction, files, segment
+from shard_server.durable import sync_folder
+from shard_server.engine import compaction, disk, segment
 from shard_server.engine.index import Codebook
 from shard_server.engine.state import ReplicaState
 from vectorfleet.errors import DataLoss
@@ -24,9 +29,13 @@ ENCODE_ROWS_MIN: Final = 1024
 """A segment of fewer rows is searched exactly: visiting its lists would cost more than reading it."""
 
 
+_VERIFY_BYTES_PER_STEP: Final = 64 << 20
+_log = logging.getLogger(__name__)
+
+
 @dataclass(frozen=True, slots=True)
 class EngineSettings:
-    """When buffers are sealed and how large segments grow."""
+    """When buffers are sealed, how large segments grow, and what is left free on the disk."""
 
     seal_points: int = 16_384
     seal_bytes: int = 64 << 20
@@ -34,6 +43,10 @@ class EngineSettings:
     idle_s: float = 1.0
     """Writes have paused when none came for so long: left-over small segments are folded together then."""
     segment_bytes_max: int = 16 << 30
+    min_free_bytes: int = 1 << 30
+    """Upserts are refused while the disk has less free. Sealing and the store may use all of it, merging and encoding half."""
+    verify_bytes_per_s: int = 128 << 20
+    """Raw vectors read after opening, to verify them."""
 
 
 class Upkeep:
@@ -52,6 +65,8 @@ class Upkeep:
         self._directory = directory
         self._buffer_seen_s: float | None = None
         self._quiet_since: tuple[int, float] = (-1, 0.0)
+        self._verifying: Iterator[int] | None = self._verification()
+        self._verify_at_s = 0.0
 
     def step(self, now_s: float) -> bool:
         """Does at most one unit; returns whether there was something to do.
@@ -60,14 +75,18 @@ class Upkeep:
             now_s: monotonic seconds.
 
         Raises:
+            DataLoss: files are damaged; the message names one.
             OSError, VectorfleetError: it failed; nothing has changed, and the next call tries again.
         """
         idle = self._is_idle(now_s)
         if self._seal_due(now_s):
             self._seal()
             return True
+        if self._verifying is not None and now_s >= self._verify_at_s:
+            self._verify(self._verifying, now_s)
+            return True
         chosen = self._merge_due(idle=idle)
-        if chosen:
+        if chosen and self._verifying is None:
             self._merge(chosen)
             return True
         stale = self._encode_due()
@@ -117,6 +136,42 @@ class Upkeep:
             built = self._write([source], None if hurry else self._codebook_for(len(rows)))
         self._state.install(built, sealed=rows)
 
+    # ------------------------------------------------------------------ verifying
+
+    def _verify(self, pieces: Iterator[int], now_s: float) -> None:
+        """Verifies some more bytes."""
+        done = 0
+        for size in pieces:
+            done += size
+            if done >= _VERIFY_BYTES_PER_STEP:
+                break
+        else:
+            self._verifying = None
+        self._verify_at_s = now_s + done / self._settings.verify_bytes_per_s
+
+    def _verification(self) -> Iterator[int]:
+        """Reads all that opening did not, yielding the bytes read; raises `DataLoss` where it is damaged."""
+        for part in self._state.segments:
+            yield from segment.verify_vectors(part.segment)
+        yield from self._verify_points()
+
+    def _verify_points(self) -> Iterator[int]:
+        """Reads every point's record. There is one for each live row, or the store has lost some of its tables."""
+        view = self._state.view
+        count = 0
+        for point_id, record in view.points.after(b""):
+            count += 1
+            yield len(point_id) + len(record.payload)
+        if count != view.live:
+            raise DataLoss(
+                f"the store {self._directory.parent / 'store'} knows {count} points where the segments and the log hold"
+                f" {view.live}: it has lost a part"
+            )
+
+    def stop_verifying(self) -> None:
+        """Lets go of the view that is being verified; what is left is verified by whoever opens the replica next."""
+        self._verifying = None
+
     # ------------------------------------------------------------------ merging
 
     def _merge_due(self, *, idle: bool) -> tuple[int, ...]:
@@ -149,12 +204,13 @@ class Upkeep:
         ]
         built = None
         if any(len(source.rows) for source in sources):
+            self._require_room(sum(part.segment.disk_bytes for part in chosen))
             built = self._write(sources, codebook, [part.segment.index_path for part in chosen] if joinable else [])
         self._state.install(built, merged=list(zip(chosen, sources, strict=True)))
         for part in chosen:
             # Searches that still read it keep its mappings; the names can go.
             shutil.rmtree(part.segment.directory, ignore_errors=True)
-        files.sync_directory(self._directory)
+        sync_folder(self._directory)
 
     # ------------------------------------------------------------------ encoding
 
@@ -172,16 +228,34 @@ class Upkeep:
     def _encode(self, stale: segment.Segment) -> None:
         codebook = self._state.codebook
         assert codebook is not None
-        attached = None
-        if stale.entry.codebook_version == codebook.version:
-            with contextlib.suppress(DataLoss):
-                attached = segment.attach_index(stale)
-        encoded = attached or stale.with_index(segment.write_index(stale, codebook))
+        encoded = self._attached(stale, codebook)
+        if encoded is None:
+            self._require_room(stale.rows * (codebook.m + 8))
+            encoded = stale.with_index(segment.write_index(stale, codebook))
         self._state.exchange(encoded)
         if stale.entry.HasField("index") and stale.index_path != encoded.index_path:
             stale.index_path.unlink(missing_ok=True)
 
+    @staticmethod
+    def _attached(stale: segment.Segment, codebook: Codebook) -> segment.Segment | None:
+        """With the index that it has on disk, where that is of this codebook and whole."""
+        if stale.entry.codebook_version != codebook.version:
+            return None
+        try:
+            return segment.attach_index(stale)
+        except DataLoss as error:
+            _log.warning("%s; the vectors are whole, so they are encoded again", error.message)
+            return None
+
     # ------------------------------------------------------------------ new segments
+
+    def _require_room(self, size: int) -> None:
+        """What only makes searches faster leaves half of the reserve to the writes that are under way."""
+        free, floor = disk.free_bytes(self._directory), self._settings.min_free_bytes // 2
+        if free - size < floor:
+            raise OSError(
+                errno.ENOSPC, f"{size} more bytes would leave less than {floor} of {free} free", str(self._directory)
+            )
 
     def _codebook_for(self, rows: int) -> Codebook | None:
         """The codebook to encode a new segment of so many rows with; None where it is not worth it."""

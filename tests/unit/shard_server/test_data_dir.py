@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from shard_server import records
 from shard_server.codebook_store import CodebookStore, checksum_of
 from shard_server.data_dir import DataDir, DataDirError, checked_uid
 from shard_server.durable import write_durably
@@ -37,7 +37,13 @@ def test_a_second_process_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "complaint"),
     [
-        (json.dumps({"format_version": 2, "node_id": "n"}), "format version 2"),
+        (
+            records.encode("vectorfleet node", 2, {"name": "n"}).decode(),
+            "format version 2; this release reads version 1",
+        ),
+        (records.encode("vectorfleet node", 1, {"node_id": "n"}).decode().replace('"n"', '"m"'), "checksum"),
+        (records.encode("vectorfleet node", 1, {}).decode(), "names no node"),
+        (records.encode("vectorfleet cat", 1, {}).decode(), "kind 'vectorfleet cat'"),
         ("{", "cannot be read"),
         ("[]", "cannot be read"),
     ],

@@ -93,6 +93,31 @@ async def test_a_failed_commit_fails_for_all_in_it_and_for_no_other() -> None:
     assert budget.taken_bytes == 0
 
 
+async def test_one_that_is_refused_for_want_of_room_costs_the_others_nothing() -> None:
+    full = ResourceExhausted("full", reason="DISK_FULL")
+    committed: list[str] = []
+    gate = asyncio.Event()
+
+    async def commit(mutations: Sequence[storage_pb2.Mutation], term: int) -> list[Applied]:
+        await gate.wait()
+        if any(mutation.WhichOneof("kind") == "upsert" for mutation in mutations):
+            raise full
+        committed.extend(point_id for mutation in mutations for point_id in mutation.delete.ids)
+        return [Applied(len(committed), 1) for _ in mutations]
+
+    budget = ByteBudget("writes", 10_000)
+    commits = GroupCommit(commit, budget)
+    upsert = storage_pb2.Mutation(upsert=storage_pb2.UpsertBatch(ids=["new"], vectors=b"1234"))
+    writes = [deletion("a"), deletion("b"), upsert, deletion("c")]
+    tasks = [asyncio.create_task(commits.write(write, 1)) for write in writes]
+    await asyncio.sleep(0)
+    gate.set()
+    outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [outcome is full for outcome in outcomes] == [False, False, True, False]
+    assert committed == ["a", "b", "c"]
+    assert budget.taken_bytes == 0
+
+
 async def test_the_write_of_a_caller_who_left_still_happens() -> None:
     disk = Disk()
     commits = GroupCommit(disk.commit, ByteBudget("writes", 10_000))

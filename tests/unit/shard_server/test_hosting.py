@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import threading
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -23,7 +24,7 @@ from shard_server.threads import WorkPool
 from tests.unit.shard_server.fake_replica import TIMEOUT_S, FakeReplica, collection, deletion, until
 from vectorfleet.cluster.shard_map import ClusterState, CodebookRecord, CollectionRecord, NodeInfo, RestoreRecord
 from vectorfleet.cluster.static import StaticCluster, StaticCoordinator
-from vectorfleet.errors import DataLoss, InternalError, Unavailable, VectorfleetError
+from vectorfleet.errors import DataLoss, InternalError, ResourceExhausted, Unavailable, VectorfleetError
 
 
 class FakeCodebook:
@@ -159,6 +160,64 @@ async def test_a_collection_that_is_deleted_is_not_restored_to_the_end(stage: St
     stage.hold_restoring.set()
     await until(lambda: not (stage.data.path / "replicas" / "u1").exists(), "removed")
     assert stage.openings == []
+
+
+async def test_damage_found_at_work_puts_that_replica_out_of_service_and_no_other(stage: Stage) -> None:
+    stage.host.apply(stage.state(5, collection("bad", ["n1"]), collection("good", ["n1"])))
+    await stage.host.all_opened()
+    held = await stage.find("bad")
+    stage.opened["bad", 0].error = DataLoss("segments/7/vectors does not match its checksum")
+    with pytest.raises(DataLoss, match="segments/7/vectors"):
+        await held.run(stage.lifecycle, None, lambda replica: replica.maintain(0.0))
+    stage.opened["bad", 0].error = None
+    tracebacks = []
+    for _ in range(3):
+        with pytest.raises(DataLoss, match="segments/7/vectors") as caught:
+            await stage.find("bad")
+        tracebacks.append(len(caught.traceback))
+        with pytest.raises(DataLoss, match="segments/7/vectors"):
+            await held.write(deletion("a"), 1)
+    assert len(set(tracebacks)) == 1, "an error that is raised again and again does not grow"
+    assert (held.message, held.failure_reason) == (str(caught.value), "DATA_LOSS")
+    assert (await (await stage.find("good")).write(deletion("a"), 1)).seqno == 1
+    assert stage.opened["bad", 0].commits == []
+
+
+async def test_the_damage_of_a_backup_is_not_the_replicas(stage: Stage) -> None:
+    stage.host.apply(stage.state(5, collection("u1", ["n1"])))
+    await stage.host.all_opened()
+    held = await stage.find("u1")
+    stage.opened["u1", 0].error = DataLoss("an object", reason="BACKUP_DAMAGED")
+    with pytest.raises(DataLoss):
+        await held.run(stage.lifecycle, None, lambda replica: replica.maintain(0.0))
+    assert held.serving
+
+
+@pytest.mark.parametrize(
+    "error",
+    [OSError(errno.ENOSPC, "No space left on device"), ResourceExhausted("no room", reason="DISK_FULL")],
+    ids=repr,
+)
+async def test_a_replica_that_a_full_disk_keeps_from_opening_opens_when_there_is_room(
+    stage: Stage, error: Exception
+) -> None:
+    stage.errors["u1"] = error
+    stage.host.apply(stage.state(5, collection("u1", ["n1"]), collection("u2", ["n1"])))
+    await stage.host.all_opened()
+    assert await reason(stage.find("u1")) == "DISK_FULL"
+    assert (await stage.find("u2")).serving
+    del stage.errors["u1"]
+    await until(lambda: ("u1", 0) in stage.opened, "opened after all")
+    held = await stage.find("u1")
+    assert (held.serving, held.message, held.failure_reason) == (True, "", "")
+
+
+async def test_a_replica_that_waits_for_room_can_be_taken_away(stage: Stage) -> None:
+    stage.errors["u1"] = OSError(errno.ENOSPC, "No space left on device")
+    stage.host.apply(stage.state(5, collection("u1", ["n1"])))
+    await stage.host.all_opened()
+    stage.host.apply(stage.state(6, deleted_uids=frozenset({"u1"})))
+    await until(lambda: not (stage.data.path / "replicas" / "u1").exists(), "removed")
 
 
 async def test_it_opens_what_is_assigned_and_closes_what_no_longer_is(stage: Stage) -> None:

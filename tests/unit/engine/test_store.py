@@ -1,0 +1,55 @@
+"""RocksDB as it is used here: what it would pass over in silence is said."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from shard_server.engine.store import Store
+from vectorfleet.errors import DataLoss, Unavailable
+
+COUNT = 3000
+
+
+def filled(folder: Path) -> None:
+    store = Store(folder, create=True)
+    batch = store.batch()
+    for number in range(COUNT):
+        batch.put_point(b"%06d" % number, number, b"payload %d" % (number * 7919))
+        batch.put_tombstones(1, [number])
+    batch.write(sync=True)
+    store.flush()
+    store.close()
+
+
+def test_a_walk_that_meets_a_damaged_block_does_not_just_end(tmp_path: Path) -> None:
+    filled(tmp_path / "store")
+    for path in sorted((tmp_path / "store").glob("*.sst")):
+        raw = bytearray(path.read_bytes())
+        raw[len(raw) // 3] ^= 0x10
+        path.write_bytes(raw)
+    store = Store(tmp_path / "store", create=False)
+    for walk in (store.points().after(b""), store.tombstones()):
+        with pytest.raises(DataLoss, match=r"block checksum mismatch.*\.sst"):
+            list(walk)
+    with pytest.raises(DataLoss, match=r"block checksum mismatch.*\.sst"):
+        [store.exists(b"%06d" % number) for number in range(COUNT)]
+    store.close()
+
+
+def test_a_store_is_made_only_where_it_may_be(tmp_path: Path) -> None:
+    with pytest.raises(DataLoss, match="cannot be opened"):
+        Store(tmp_path / "store", create=False)
+    filled(tmp_path / "store")
+    (tmp_path / "store" / "CURRENT").unlink()
+    with pytest.raises(DataLoss, match="CURRENT"):
+        Store(tmp_path / "store", create=False)
+
+
+def test_a_store_in_use_says_so(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store", create=True)
+    with pytest.raises(Unavailable, match="still in use"):
+        Store(tmp_path / "store", create=False)
+    store.close()
+    Store(tmp_path / "store", create=False).close()
