@@ -230,14 +230,14 @@ def _scan(
             scanned.append(
                 _Candidates(number, np.where(absent, np.inf, scoring.ascending_key(distances, metric)), rows)
             )
-        if bool(np.all(found >= min(options.k, live))):
+        everywhere = per_list is not None and visit >= int(per_list.sum())
+        if everywhere or bool(np.all(found >= min(options.k, live))):
             return scanned
         # The nearest lists hold too few rows that may be found: more lists, until there are k or no lists are left.
         if per_list is None:
             per_list = _rows_per_list(group.values())
-        if visit >= int(per_list.sum()):
-            return scanned
-        visit *= _WIDEN
+        else:
+            visit *= _WIDEN
         list_distances, lists = probing.nearest_lists(codebook, prepared, per_list, visit)
 
 
