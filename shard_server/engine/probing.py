@@ -2,8 +2,8 @@
 
 A fixed number of lists is wrong under a filter: the nearest may hold none of the rows that pass (a filter on shoes, a query that
 is a hat), and the answer runs short or, worse, is full of what happened to be near. So lists without such rows are
-skipped, and a query goes on until the lists that it visits hold as great a share of the rows that pass as the same search
-without a filter would visit of all rows.
+skipped, and a query visits as many others as it would without a filter, and goes on until they hold as great a share of the
+rows that pass as it would have visited of all rows.
 """
 
 from __future__ import annotations
@@ -25,28 +25,32 @@ def rows_to_visit(wanted: int, passing: int, nprobe: int, nlist: int) -> int:
 
 
 def nearest_lists(
-    codebook: Codebook, queries: Matrix, per_list: NDArray[np.int64], rows: int
+    codebook: Codebook, queries: Matrix, per_list: NDArray[np.int64], rows: int, nprobe: int
 ) -> tuple[NDArray[np.float32], Rows]:
-    """Finds each query's nearest lists that hold `rows` rows together, or all that there are.
+    """Finds each query's nearest lists that hold `rows` rows together, and `nprobe` at least; or all that there are.
 
     Args:
         codebook: assigns queries to lists.
         queries: float32[nq, dim], prepared.
-        per_list: int64[nlist]: the rows that count.
+        per_list: int64[nlist]: the rows that count; lists without any are passed over.
         rows: how many of them.
+        nprobe: lists that hold any.
 
     Returns:
         float32[nq, n] distances and int64[nq, n] lists, nearest first; -1 where a query needs fewer than another.
     """
-    width = min(codebook.nlist, max(1, 2 * -(-rows * codebook.nlist // max(1, int(per_list.sum())))))
+    occupied, total = int(np.count_nonzero(per_list)), int(per_list.sum())
+    rows, nprobe = min(rows, total), min(nprobe, occupied)
+    width = min(codebook.nlist, 2 * max(nprobe, -(-rows * codebook.nlist // max(1, total))))
     while True:
         distances, lists = codebook.assign(queries, width)
         held = per_list[lists]
-        before = np.cumsum(held, axis=1) - held
-        if width == codebook.nlist or bool(np.all(before[:, -1] + held[:, -1] >= rows)):
+        rank = np.cumsum(held > 0, axis=1)
+        sum_of_rows = np.cumsum(held, axis=1)
+        if width == codebook.nlist or bool(np.all((sum_of_rows[:, -1] >= rows) & (rank[:, -1] >= nprobe))):
             break
         width = min(codebook.nlist, _WIDEN * width)
-    chosen = (held > 0) & (before < rows)
+    chosen = (held > 0) & ((sum_of_rows - held < rows) | (rank <= nprobe))
     first = np.argsort(~chosen, axis=1, kind="stable")[:, : max(1, int(chosen.sum(axis=1).max()))]
     lists = np.where(np.take_along_axis(chosen, first, axis=1), np.take_along_axis(lists, first, axis=1), -1)
     return np.ascontiguousarray(np.take_along_axis(distances, first, axis=1)), np.ascontiguousarray(lists)

@@ -214,7 +214,7 @@ def _scan(
     per_list: NDArray[np.int64] | None = None
     if any(piece.passing for piece in group.values()):
         per_list = _rows_per_list(group.values())
-        list_distances, lists = probing.nearest_lists(codebook, prepared, per_list, visit)
+        list_distances, lists = probing.nearest_lists(codebook, prepared, per_list, visit, nprobe)
     else:
         list_distances, lists = codebook.assign(prepared, nprobe)
     while True:
@@ -238,7 +238,7 @@ def _scan(
             per_list = _rows_per_list(group.values())
         else:
             visit *= _WIDEN
-        list_distances, lists = probing.nearest_lists(codebook, prepared, per_list, visit)
+        list_distances, lists = probing.nearest_lists(codebook, prepared, per_list, visit, nprobe)
 
 
 def _rows_per_list(group: Iterable[SegmentView]) -> NDArray[np.int64]:
