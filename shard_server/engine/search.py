@@ -29,6 +29,8 @@ _SPARSE: Final = 8
 """Where fewer than one row in so many may be found, these rows are gathered instead of testing all."""
 FILTERED_EXACT_BYTES: Final = 8 << 20
 """Raw vectors that a filter may leave for them to be compared one by one: that costs about what visiting the lists would."""
+_FILTERED_LISTS: Final = 2
+"""Times as many lists are visited under a filter by default: what passes may be far, and is then spread over more of them."""
 _WIDEN: Final = 4
 
 
@@ -209,10 +211,11 @@ def _scan(
 ) -> list[_Candidates]:
     """Candidates of the segments of one codebook: at least k for each query, where so many rows may be found."""
     live = sum(piece.live.live for piece in group.values())
-    nprobe = options.nprobe or codebook.default_nprobe
+    filtered = any(piece.passing for piece in group.values())
+    nprobe = options.nprobe or codebook.default_nprobe * (_FILTERED_LISTS if filtered else 1)
     visit = probing.rows_to_visit(wanted, live, nprobe, codebook.nlist)
     per_list: NDArray[np.int64] | None = None
-    if any(piece.passing for piece in group.values()):
+    if filtered:
         per_list = _rows_per_list(group.values())
         list_distances, lists = probing.nearest_lists(codebook, prepared, per_list, visit, nprobe)
     else:

@@ -64,7 +64,7 @@ class SearchParams(_message.Message):
     EXACT_FIELD_NUMBER: _builtins.int
     nprobe: _builtins.int
     """OPTIONAL. Inverted lists to visit, 1 to 65,536 (more than exist: all). Zero: chosen from the codebook's number of lists.
-    With a filter: as great a share of the points that pass it as these lists hold of all points.
+    With a filter: lists that hold points which pass it, and more where these hold a small share of those points.
     """
     oversample: _builtins.float
     """OPTIONAL. Candidates compared again on raw vectors, as a multiple of k, 1 to 1,000. Zero: 10."""
