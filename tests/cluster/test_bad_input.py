@@ -245,15 +245,6 @@ CASES = [
         lambda c, n, _: c.search(n, vectors=[[1, 2, 3]], filter={"a": {"$gt": "z"}}),
         filter=types_pb2.Filter(any_of={"filters": [{"field": {"path": "a", "range": {"gt": {"string_value": "z"}}}}]}),
     ),
-    search(
-        "too many values",
-        "INVALID_FILTER",
-        "filter",
-        lambda c, n, _: c.search(n, vectors=[[1, 2, 3]], filter={"a": {"$in": range(limits.FILTER_VALUES_MAX + 1)}}),
-        filter=types_pb2.Filter(
-            field={"path": "a", "equals": {"values": [{"int_value": 1}] * (limits.FILTER_VALUES_MAX + 1)}}
-        ),
-    ),
     search("a token that is none", "INVALID_FIELD", "consistency_token", consistency_token=b"\xff\x00made up"),
     Case("no points", "Upsert", point_service_pb2.UpsertRequest(collection=HERE), "INVALID_FIELD", "points"),
     Case(
