@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -40,6 +41,23 @@ class PackedHits:
 
     fields: dict[str, Any]
     size_bytes: int
+
+
+class Patience:
+    """Whether a search that runs in a thread still has somebody to answer: else it would hold the thread for nothing."""
+
+    def __init__(self, deadline: float) -> None:
+        """Lasts until `deadline` (of `time.monotonic()`) or `end`."""
+        self._deadline = deadline
+
+    def end(self) -> None:
+        """Nobody waits any more: the call was cancelled."""
+        self._deadline = float("-inf")
+
+    def check(self) -> None:
+        """Raises `DeadlineExceeded` once it is over. May be called from any thread."""
+        if time.monotonic() >= self._deadline:
+            raise DeadlineExceeded("the deadline passed during the search")
 
 
 class Searcher:
@@ -109,7 +127,11 @@ class Searcher:
         if target.min_seqno:
             await held.wait_applied(target.min_seqno, patience_s)
         vectors = query_matrix(request, held.record)
-        return await held.run(self._pool, deadline, search_replica, vectors, request)
+        patience = Patience(deadline)
+        try:
+            return await held.run(self._pool, deadline, search_replica, vectors, request, patience.check)
+        finally:
+            patience.end()
 
 
 def check_search(request: pb.SearchRequest) -> None:
@@ -134,8 +156,15 @@ def query_matrix(request: pb.SearchRequest, record: CollectionRecord) -> NDArray
     return np.frombuffer(request.vectors, "<f4").reshape(request.query_count, record.dim)
 
 
-def search_replica(replica: Replica, vectors: NDArray[np.float32], request: pb.SearchRequest) -> PackedHits:
-    """Searches one replica and packs its hits; blocks. Raises `ResourceExhausted` for an answer that cannot be sent."""
+def search_replica(
+    replica: Replica, vectors: NDArray[np.float32], request: pb.SearchRequest, check: Callable[[], None]
+) -> PackedHits:
+    """Searches one replica and packs its hits; blocks.
+
+    Raises:
+        ResourceExhausted: the answer cannot be sent.
+        VectorfleetError: what `check` raised, which is called between steps.
+    """
     hit_bytes_min = HIT_BYTES_MIN + (4 * vectors.shape[1] if request.with_vector else 0)
     hits_max = limits.CALL_BYTES_MAX // hit_bytes_min
     if request.query_count * request.k > hits_max and request.query_count * replica.stats().points > hits_max:
@@ -149,6 +178,7 @@ def search_replica(replica: Replica, vectors: NDArray[np.float32], request: pb.S
         with_payload=request.with_payload,
         with_vector=request.with_vector,
         wanted=request.filter if request.HasField("filter") else None,
+        check=check,
     )
     payloads = hits.payloads or []
     size_bytes = len(hits.ids) * hit_bytes_min + sum(map(len, hits.ids)) + sum(map(len, payloads))

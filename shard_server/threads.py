@@ -58,7 +58,8 @@ class WorkPool:
 
         Args:
             deadline: of `time.monotonic()`; None: none.
-            work: called with the rest. Once started it runs to its end, whoever has gone.
+            work: called with the rest. Once started it runs to its end, whoever has gone: what may take long looks at the
+                time itself.
 
         Raises:
             ResourceExhausted: too many calls wait.

@@ -49,6 +49,13 @@ class LiveRows:
         bits = others if self.bits is None else others & self.bits
         return LiveRows(self.rows, self.rows - _count(bits, self.rows), bits)
 
+    def between(self, first: int, last: int) -> LiveRows:
+        """The rows from `first`, a multiple of 8, to before `last`, numbered anew."""
+        if self.bits is None:
+            return LiveRows.all_of(last - first)
+        bits = self.bits[first >> 3 : (last + 7) >> 3]
+        return LiveRows(last - first, last - first - _count(bits, last - first), bits)
+
     def extended(self, rows: int) -> LiveRows:
         """The same with further rows, all alive, up to `rows`."""
         if self.bits is None:

@@ -49,6 +49,10 @@ class BufferView:
         mask = np.concatenate([np.empty(0, np.bool_), *masks])[: len(self.vectors)]
         return np.packbits(mask, bitorder="little")
 
+    def ids_of(self, rows: NDArray[np.int64]) -> list[bytes]:
+        """The ids of many rows, as UTF-8."""
+        return [self.ids[row] for row in rows.tolist()]
+
     def row_of_version(self, version: int) -> int:
         """The row that holds a version; -1 where none does."""
         row = int(np.searchsorted(self.versions, np.uint64(version)))

@@ -19,6 +19,7 @@ parallelism comes from many queries at once.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -44,7 +45,10 @@ _CODEBOOK: Final = b"VF-CODEB"
 _INDEX: Final = b"VF-INDEX"
 _ENCODE_ROWS: Final = 16_384
 _WRITE_BYTES: Final = 1 << 20
-_PAIRS_PER_CALL: Final = 1 << 22
+_VALUES_PER_CALL: Final = 1 << 26
+"""Components that one call compares: some tens of milliseconds, after which it is asked whether to go on."""
+_CODE_BYTES_PER_CALL: Final = 1 << 30
+_EXACT_BYTES_PER_STEP: Final = 16 << 20
 _EXACT_QUERIES_PER_CALL: Final = 16
 assert limits.NLIST_MAX <= 1 << 16, "the number of a list fits uint16"
 assert faiss.cvar.distance_compute_blas_threshold > _EXACT_QUERIES_PER_CALL
@@ -97,6 +101,11 @@ class Codebook:
 def _empty_index(content: bytes) -> Any:
     """The trained index in a codebook file, without rows; a new one at each call."""
     return faiss.deserialize_index(np.frombuffer(content, np.uint8, offset=files.HEADER_BYTES))
+
+
+def rows_per_step(dim: int) -> int:
+    """How many rows `nearest_rows` is best given at once; a multiple of 8."""
+    return max(8, _EXACT_BYTES_PER_STEP // (4 * dim) & ~7)
 
 
 def _faiss_metric(metric: int) -> Any:
@@ -183,7 +192,13 @@ class SegmentIndex:
         return np.bincount(self._list_of[chosen], minlength=self._index.nlist)
 
     def scan(
-        self, queries: Matrix, lists: Rows, list_distances: NDArray[np.float32], k: int, live: LiveRows
+        self,
+        queries: Matrix,
+        lists: Rows,
+        list_distances: NDArray[np.float32],
+        k: int,
+        live: LiveRows,
+        check: Callable[[], None] = lambda: None,
     ) -> tuple[NDArray[np.float32], Rows]:
         """Approximate nearest live rows within the given lists.
 
@@ -193,6 +208,7 @@ class SegmentIndex:
             list_distances: float32[nq, nprobe].
             k: candidates a query.
             live: the rows that may be found.
+            check: called between calls of FAISS, each of bounded length; raises to end the search.
 
         Returns:
             float32[nq, k] approximate distances (squared L2 or inner product) and int64[nq, k] rows; -1 where none is left.
@@ -204,18 +220,23 @@ class SegmentIndex:
         selector = None if live.bits is None else faiss.IDSelectorBitmap(live.bits)
         kind = faiss.IVFPQSearchParameters if isinstance(self._index, faiss.IndexIVFPQ) else faiss.IVFSearchParameters
         parameters = kind(nprobe=lists.shape[1], sel=selector)
-        # Python's wrapper refuses selectors, the C++ method takes them.
-        self._index.search_preassigned_c(
-            nq,
-            faiss.swig_ptr(queries),
-            k,
-            faiss.swig_ptr(lists),
-            faiss.swig_ptr(list_distances),
-            faiss.swig_ptr(distances),
-            faiss.swig_ptr(rows),
-            False,
-            parameters,
-        )
+        visited_bytes = self.rows * int(self._index.code_size) * lists.shape[1] // int(self._index.nlist)
+        step = max(1, _CODE_BYTES_PER_CALL // max(1, visited_bytes))
+        for first in range(0, nq, step):
+            check()
+            last = min(nq, first + step)
+            # Python's wrapper refuses selectors, the C++ method takes them.
+            self._index.search_preassigned_c(
+                last - first,
+                faiss.swig_ptr(queries[first:last]),
+                k,
+                faiss.swig_ptr(lists[first:last]),
+                faiss.swig_ptr(list_distances[first:last]),
+                faiss.swig_ptr(distances[first:last]),
+                faiss.swig_ptr(rows[first:last]),
+                False,
+                parameters,
+            )
         return distances, rows
 
 
@@ -278,7 +299,12 @@ def _write(index: Any, path: Path) -> storage_pb2.FileEntry:
 
 
 def nearest_rows(
-    queries: Matrix, vectors: Matrix, k: int, metric: int, live: LiveRows
+    queries: Matrix,
+    vectors: Matrix,
+    k: int,
+    metric: int,
+    live: LiveRows,
+    check: Callable[[], None] = lambda: None,
 ) -> tuple[NDArray[np.float32], Rows]:
     """Compares every live row. Under COSINE both sides must be normalised.
 
@@ -288,6 +314,7 @@ def nearest_rows(
         k: rows a query.
         metric: `Metric` number.
         live: n rows.
+        check: called between calls of FAISS; raises to end the search.
 
     Returns:
         float32[nq, k] squared L2 or inner product, and int64[nq, k] rows; -1 where none is left.
@@ -300,6 +327,7 @@ def nearest_rows(
     selector = None if live.bits is None else faiss.IDSelectorBitmap(live.bits)
     queries = np.ascontiguousarray(queries)
     for first in range(0, nq, _EXACT_QUERIES_PER_CALL):
+        check()
         last = min(nq, first + _EXACT_QUERIES_PER_CALL)
         arguments = (
             faiss.swig_ptr(queries[first:last]),
@@ -318,7 +346,9 @@ def nearest_rows(
     return distances, rows
 
 
-def compare_rows(queries: Matrix, vectors: Matrix, rows: Rows, metric: int) -> NDArray[np.float32]:
+def compare_rows(
+    queries: Matrix, vectors: Matrix, rows: Rows, metric: int, check: Callable[[], None] = lambda: None
+) -> NDArray[np.float32]:
     """Compares each query with the rows chosen for it, in place.
 
     Args:
@@ -326,6 +356,7 @@ def compare_rows(queries: Matrix, vectors: Matrix, rows: Rows, metric: int) -> N
         vectors: float32[n, dim], C-contiguous; may be mapped memory.
         rows: int64[nq, r]; -1 is passed over.
         metric: `Metric` number.
+        check: called between calls of FAISS, each of bounded length; raises to end the search.
 
     Returns:
         float32[nq, r]: squared L2 or inner product; undefined where the row is -1.
@@ -335,8 +366,9 @@ def compare_rows(queries: Matrix, vectors: Matrix, rows: Rows, metric: int) -> N
     rows = np.ascontiguousarray(rows)
     queries = np.ascontiguousarray(queries)
     compare = faiss.fvec_L2sqr_by_idx if metric == types_pb2.METRIC_L2 else faiss.fvec_inner_products_by_idx
-    step = max(1, _PAIRS_PER_CALL // max(1, r))
+    step = max(1, _VALUES_PER_CALL // max(1, r * queries.shape[1]))
     for first in range(0, nq, step):
+        check()
         last = min(nq, first + step)
         compare(
             faiss.swig_ptr(result[first:last]),

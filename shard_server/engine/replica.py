@@ -16,7 +16,7 @@ from __future__ import annotations
 import shutil
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -232,6 +232,7 @@ class Replica:
         with_payload: bool = False,
         with_vector: bool = False,
         wanted: types_pb2.Filter | None = None,
+        check: Callable[[], None] = lambda: None,
     ) -> ShardHits:
         """Finds each query's nearest points, as of one moment.
 
@@ -244,17 +245,18 @@ class Replica:
             with_payload: return payloads.
             with_vector: return vectors.
             wanted: a valid filter: only points that pass it are found.
+            check: called after steps of bounded length; raises to end the search.
         """
         view = self._view if wanted is None else self._view.filtered(wanted)
         options = SearchOptions(k, nprobe, oversample, exact)
-        hits = search.search(view, vectors, options, self.identity.metric)
+        hits = search.search(view, vectors, options, self.identity.metric, with_vector=with_vector, check=check)
         payloads = self._payloads(view, hits.ids) if with_payload else None
         return ShardHits(
             hits.counts,
             hits.scores,
             [point_id.decode() for point_id in hits.ids],
             payloads,
-            hits.vectors if with_vector else None,
+            hits.vectors,
             view.live,
         )
 

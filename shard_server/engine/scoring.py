@@ -6,6 +6,7 @@ the last bit whichever segment, buffer or shard it sits in, and answers repeat w
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Callable
 from typing import Final
 
@@ -14,7 +15,12 @@ from numpy.typing import NDArray
 
 from vectorfleet.v1 import types_pb2
 
-_VALUES_PER_STEP: Final = 1 << 22
+_VALUES_PER_STEP: Final = 1 << 20
+
+
+def rows_per_step(dim: int) -> int:
+    """How many vectors are widened to float64 at once."""
+    return max(1, _VALUES_PER_STEP // dim)
 
 
 def norms(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -33,26 +39,28 @@ def normalised(vectors: NDArray[np.float32], lengths: NDArray[np.float32] | None
 
 
 def exact_scores(
-    queries: NDArray[np.float32], query_of: NDArray[np.int64], vectors: NDArray[np.float32], metric: int
+    queries: NDArray[np.float32],
+    query_of: NDArray[np.int64],
+    vectors_of: Callable[[slice], NDArray[np.float32]],
+    metric: int,
 ) -> NDArray[np.float32]:
     """Scores of pairs.
 
     Args:
         queries: float32[nq, dim], raw.
         query_of: int64[n], the query of each vector.
-        vectors: float32[n, dim], raw.
+        vectors_of: the raw vectors of some of the pairs, float32[m, dim]; called step by step.
         metric: `Metric` number.
 
     Returns:
         float32[n]: L2 distance, inner product, or cosine similarity (0 for a zero vector).
     """
-    wide_queries = queries.astype(np.float64)
-    result = np.empty(len(vectors), np.float32)
-    step = max(1, _VALUES_PER_STEP // max(1, queries.shape[1]))
-    for first in range(0, len(vectors), step):
+    result = np.empty(len(query_of), np.float32)
+    step = rows_per_step(queries.shape[1])
+    for first in range(0, len(query_of), step):
         part = slice(first, first + step)
-        left = wide_queries[query_of[part]]
-        right = vectors[part].astype(np.float64)
+        left = queries[query_of[part]].astype(np.float64)
+        right = vectors_of(part).astype(np.float64)
         if metric == types_pb2.METRIC_L2:
             left -= right
             result[part] = np.sqrt(np.einsum("ij,ij->i", left, left))
@@ -71,14 +79,14 @@ def ascending_key(scores: NDArray[np.float32], metric: int) -> NDArray[np.float3
 
 
 def best_first(
-    query_of: NDArray[np.int64], keys: NDArray[np.float32], id_of: Callable[[int], bytes]
+    query_of: NDArray[np.int64], keys: NDArray[np.float32], ids_of: Callable[[NDArray[np.int64]], list[bytes]]
 ) -> NDArray[np.int64]:
     """Orders candidates by query, then key, then id.
 
     Args:
         query_of: int64[n].
         keys: float32[n], smaller is better.
-        id_of: the id (UTF-8) of a candidate by its position; called for ties only.
+        ids_of: the ids (UTF-8) of candidates by their positions; called for ties only.
 
     Returns:
         int64[n] positions.
@@ -91,5 +99,30 @@ def best_first(
     edges = np.flatnonzero(np.diff(np.concatenate(([False], tied, [False])).astype(np.int8)))
     for first, last in zip(edges[::2], edges[1::2], strict=True):
         run = slice(int(first), int(last) + 1)
-        order[run] = sorted(order[run], key=lambda position: id_of(int(position)))
+        ids = ids_of(order[run])
+        order[run] = order[run][sorted(range(len(ids)), key=ids.__getitem__)]
     return order
+
+
+def smallest(
+    keys: NDArray[np.float32], k: int, ids_of: Callable[[NDArray[np.int64]], list[bytes]]
+) -> NDArray[np.int64]:
+    """The k smallest of the candidates of one query by key, then id; in no order.
+
+    Args:
+        keys: float32[n].
+        k: how many.
+        ids_of: as for `best_first`; called for those that tie with the k-th only.
+
+    Returns:
+        int64[min(k, n)] positions.
+    """
+    if len(keys) <= k:
+        return np.arange(len(keys))
+    bound = np.partition(keys, k - 1)[k - 1]
+    below, tied = np.flatnonzero(keys < bound), np.flatnonzero(keys == bound)
+    room = k - len(below)
+    if len(tied) > room:
+        ids = ids_of(tied)
+        tied = tied[heapq.nsmallest(room, range(len(ids)), key=ids.__getitem__)]
+    return np.concatenate((below, tied))

@@ -3,7 +3,11 @@
 1. Candidates: encoded segments through their IVF-PQ codes (each query assigned to lists once per codebook), the rest
    (buffers, segments without codes, everything when `exact` or when a filter leaves little) by comparing every row.
 2. The candidates of the codes are compared again on raw vectors, in float32.
-3. The best k and some spare ones are scored in float64 (see `scoring`) and put in their final order.
+3. The best k and some spare ones are scored in float64 and put in their final order (see `ranking`).
+4. When `exact`, queries of which a row beyond the spare ones may be among the best are compared in float64 (see `exhaustive`).
+
+A batch is worked on in blocks of queries, and a block in steps: its memory is bounded, and between steps it is asked whether to
+go on.
 """
 
 from __future__ import annotations
@@ -15,16 +19,21 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from shard_server.engine import index, probing, scoring
+from shard_server.engine import exhaustive, index, probing, scoring
 from shard_server.engine.bitmap import LiveRows
+from shard_server.engine.parts import Part, Places, parts_of
+from shard_server.engine.ranking import Candidates, Found, rank, smallest
 from shard_server.engine.view import SegmentView, View
 from vectorfleet.limits import CANDIDATES_MAX, OVERSAMPLE_DEFAULT
 from vectorfleet.v1 import types_pb2
 
 _SPARE: Final = 8
-"""Candidates beyond k that the float64 pass sees: float32 rounding near the k-th place must not decide."""
-_EXACT_ROWS_PER_STEP: Final = 65_536
-_GATHER_BYTES_PER_STEP: Final = 8 << 20
+"""Candidates beyond k that the float64 pass sees, at least: float32 rounding near the k-th place must not decide."""
+_BLOCK_BYTES: Final = 64 << 20
+_CANDIDATE_BYTES: Final = 64
+"""A candidate's key and row, and their copies on the way to the final order."""
+_LIST_BYTES: Final = 24
+"""A list's distance and number for one query, and their copies."""
 _SPARSE: Final = 8
 """Where fewer than one row in so many may be found, these rows are gathered instead of testing all."""
 FILTERED_EXACT_BYTES: Final = 8 << 20
@@ -53,34 +62,45 @@ class Hits:
     scores: NDArray[np.float32]
     """float32[sum(counts)]"""
     ids: list[bytes]
-    vectors: NDArray[np.float32]
-    """float32[sum(counts), dim], raw."""
+    vectors: NDArray[np.float32] | None
+    """float32[sum(counts), dim], raw; None where they were not asked for."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Part:
-    """Rows that can be found: of a segment or of a buffer."""
+class _Plan:
+    """What all blocks of a batch have in common."""
 
-    vectors: NDArray[np.float32]
-    live: LiveRows
-    id_of: Callable[[int], bytes]
-    prepared: Callable[[slice | NDArray[np.int64]], NDArray[np.float32]]
-    """Rows as the metric compares them."""
-    lengths: NDArray[np.float32] | None = None
-    """float32[rows] norms, of a segment under COSINE."""
+    view: View
+    parts: list[Part]
+    encoded: dict[int, SegmentView]
+    """By position in `parts`: those that are searched through their codes."""
+    options: SearchOptions
+    metric: int
+    check: Callable[[], None]
 
     @property
-    def rows(self) -> int:
-        return len(self.vectors)
+    def wanted(self) -> int:
+        """Candidates that are scored in float64."""
+        return self.options.k + max(_SPARE, self.options.k // 8)
 
+    @property
+    def wanted_of_codes(self) -> int:
+        """Candidates of the codes that are compared on raw vectors."""
+        oversample = self.options.oversample or OVERSAMPLE_DEFAULT
+        return max(self.wanted, min(int(self.options.k * oversample), CANDIDATES_MAX) + _SPARE)
 
-@dataclass(frozen=True, slots=True)
-class _Candidates:
-    """Rows of one part for each query, with float32 keys (smaller is better; infinite where there is none)."""
+    def queries_per_block(self) -> int:
+        """So many that what is kept of them stays within `_BLOCK_BYTES`."""
+        candidates = sum(
+            min(part.live.live, self.wanted_of_codes if number in self.encoded else self.wanted)
+            for number, part in enumerate(self.parts)
+        )
+        lists = max((self.view.codebooks[version].nlist for version in self.versions()), default=0)
+        return max(1, _BLOCK_BYTES // max(1, _CANDIDATE_BYTES * candidates + _LIST_BYTES * lists))
 
-    part: int
-    keys: NDArray[np.float32]
-    rows: NDArray[np.int64]
+    def versions(self) -> list[int]:
+        """The codebooks of the segments that are searched through their codes."""
+        return sorted({piece.segment.codebook_version for piece in self.encoded.values()})
 
 
 def search(
@@ -88,6 +108,9 @@ def search(
     queries: NDArray[np.float32],
     options: SearchOptions,
     metric: int,
+    *,
+    with_vector: bool = False,
+    check: Callable[[], None] = lambda: None,
 ) -> Hits:
     """Finds each query's nearest live points.
 
@@ -96,33 +119,50 @@ def search(
         queries: float32[nq, dim], raw and valid.
         options: how.
         metric: `Metric` number.
+        with_vector: return the hits' vectors.
+        check: called again and again, after steps of bounded length; raises to end the search.
     """
-    prepared = scoring.normalised(queries) if metric == types_pb2.METRIC_COSINE else np.ascontiguousarray(queries)
-    parts = _parts(view)
     encoded = {} if options.exact or _few_pass(view, queries.shape[1]) else _encoded(view)
-    wanted = options.k + _SPARE
-    while True:
-        candidates = [
-            _compare_all(part_number, parts[part_number], prepared, min(wanted, parts[part_number].live.live), metric)
-            for part_number in range(len(parts))
-            if part_number not in encoded and parts[part_number].live.live
-        ]
-        candidates += _from_codes(view, parts, encoded, prepared, options, metric)
-        hits, cut_in_a_tie = _finish(parts, candidates, queries, options.k, wanted, metric)
-        if not (options.exact and cut_in_a_tie) or wanted >= view.live:
-            return hits
-        # Equal scores reach beyond the spare candidates: the order by id is only known once all of them are seen.
-        wanted *= 4
+    plan = _Plan(view, parts_of(view), encoded, options, metric, check)
+    length_max = exhaustive.length_max(plan.parts, check) if options.exact and metric == types_pb2.METRIC_DOT else 0.0
+    step = plan.queries_per_block()
+    found = [_search_block(plan, queries[first : first + step], length_max) for first in range(0, len(queries), step)]
+    places = Places.joined([block.places for block in found])
+    return Hits(
+        np.concatenate([block.counts for block in found]).astype(np.uint32),
+        np.concatenate([block.scores for block in found]),
+        places.ids(plan.parts),
+        places.vectors(plan.parts, queries.shape[1]) if with_vector else None,
+    )
 
 
-def _parts(view: View) -> list[_Part]:
-    sealed = [
-        _Part(piece.segment.vectors, piece.live, piece.segment.id_of, piece.segment.prepared, piece.segment.lengths)
-        for piece in view.segments
+def _search_block(plan: _Plan, queries: NDArray[np.float32], length_max: float) -> Found:
+    parts, k, metric = plan.parts, plan.options.k, plan.metric
+    if plan.view.live == 0:
+        return Found(np.zeros(len(queries), np.int64), np.empty(0, np.float32), Places.joined([]))
+    prepared = scoring.normalised(queries) if metric == types_pb2.METRIC_COSINE else np.ascontiguousarray(queries)
+    candidates = [
+        _compare_all(plan, number, prepared)
+        for number, part in enumerate(parts)
+        if number not in plan.encoded and part.live.live
     ]
-    return sealed + [
-        _Part(buffer.vectors, buffer.live, buffer.ids.__getitem__, buffer.prepared_rows) for buffer in view.buffers
-    ]
+    candidates += _from_codes(plan, prepared)
+    found, beyond = rank(parts, candidates, queries, k, plan.wanted, metric, plan.check)
+    if not plan.options.exact or plan.view.live <= plan.wanted:
+        return found
+    return _corrected(plan, found, queries, exhaustive.undecided(found, beyond, queries, metric, length_max))
+
+
+def _corrected(plan: _Plan, found: Found, queries: NDArray[np.float32], undecided: NDArray[np.int64]) -> Found:
+    """The same with the hits of `undecided` queries found in float64."""
+    ends = np.cumsum(found.counts)
+    scores = np.split(found.scores, ends[:-1])
+    places = [found.places[slice(end - count, end)] for count, end in zip(found.counts, ends, strict=True)]
+    for number in undecided:
+        scores[number], places[number] = exhaustive.nearest(
+            plan.parts, queries[number], plan.options.k, plan.metric, plan.check
+        )
+    return Found(found.counts, np.concatenate(scores), Places.joined(places)) if len(undecided) else found
 
 
 def _encoded(view: View) -> dict[int, SegmentView]:
@@ -138,83 +178,71 @@ def _few_pass(view: View, dim: int) -> bool:
     return bool(passing) and sum(passing) * 4 * dim <= FILTERED_EXACT_BYTES
 
 
-def _compare_all(number: int, part: _Part, prepared: NDArray[np.float32], wanted: int, metric: int) -> _Candidates:
+def _compare_all(plan: _Plan, number: int, prepared: NDArray[np.float32]) -> Candidates:
+    part, metric = plan.parts[number], plan.metric
+    wanted = min(plan.wanted, part.live.live)
     if part.live.live * _SPARSE < part.rows:
-        return _compare_gathered(number, part, prepared, wanted, metric)
+        return _compare_gathered(plan, number, prepared)
     keys = np.empty((len(prepared), 0), np.float32)
     rows = np.empty((len(prepared), 0), np.int64)
-    step = part.rows if metric != types_pb2.METRIC_COSINE else _EXACT_ROWS_PER_STEP
+    step = index.rows_per_step(prepared.shape[1])
     for first in range(0, part.rows, step):
         last = min(part.rows, first + step)
-        live = (
-            part.live
-            if step == part.rows
-            else LiveRows.all_of(last - first).without(np.flatnonzero(~part.live.mask()[first:last]))
-        )
+        live = part.live.between(first, last)
+        if not live.live:
+            continue
         distances, found = index.nearest_rows(
-            prepared, part.prepared(slice(first, last)), min(wanted, last - first), metric, live
+            prepared, part.prepared(slice(first, last)), min(wanted, live.live), metric, live, plan.check
         )
         absent = found < 0
         keys = np.concatenate((keys, np.where(absent, np.inf, scoring.ascending_key(distances, metric))), axis=1)
         rows = np.concatenate((rows, np.where(absent, -1, found + first)), axis=1)
         if keys.shape[1] > wanted:
-            keys, rows = _best(keys, rows, wanted)
-    return _Candidates(number, keys, rows)
+            keys, rows = smallest(keys, rows, wanted)
+    return Candidates(number, keys, rows)
 
 
-def _compare_gathered(number: int, part: _Part, prepared: NDArray[np.float32], wanted: int, metric: int) -> _Candidates:
+def _compare_gathered(plan: _Plan, number: int, prepared: NDArray[np.float32]) -> Candidates:
     """The same for few live rows of many: their vectors are copied together first."""
+    part, metric = plan.parts[number], plan.metric
+    wanted = min(plan.wanted, part.live.live)
     keys = np.empty((len(prepared), 0), np.float32)
     rows = np.empty((len(prepared), 0), np.int64)
     alive = part.live.live_rows()
-    step = max(1, _GATHER_BYTES_PER_STEP // (4 * prepared.shape[1]))
+    step = index.rows_per_step(prepared.shape[1])
     for first in range(0, len(alive), step):
         some = alive[first : first + step]
         distances, found = index.nearest_rows(
-            prepared, part.prepared(some), min(wanted, len(some)), metric, LiveRows.all_of(len(some))
+            prepared, part.prepared(some), min(wanted, len(some)), metric, LiveRows.all_of(len(some)), plan.check
         )
         keys = np.concatenate((keys, scoring.ascending_key(distances, metric)), axis=1)
         rows = np.concatenate((rows, some[found]), axis=1)
         if keys.shape[1] > wanted:
-            keys, rows = _best(keys, rows, wanted)
-    return _Candidates(number, keys, rows)
+            keys, rows = smallest(keys, rows, wanted)
+    return Candidates(number, keys, rows)
 
 
-def _from_codes(
-    view: View,
-    parts: list[_Part],
-    encoded: dict[int, SegmentView],
-    prepared: NDArray[np.float32],
-    options: SearchOptions,
-    metric: int,
-) -> list[_Candidates]:
-    oversample = options.oversample or OVERSAMPLE_DEFAULT
-    wanted = max(options.k, min(int(options.k * oversample), CANDIDATES_MAX)) + _SPARE
-    found: list[_Candidates] = []
-    for version in sorted({piece.segment.codebook_version for piece in encoded.values()}):
-        group = {number: piece for number, piece in encoded.items() if piece.segment.codebook_version == version}
-        scanned = _scan(group, view.codebooks[version], prepared, wanted, options, metric)
+def _from_codes(plan: _Plan, prepared: NDArray[np.float32]) -> list[Candidates]:
+    found: list[Candidates] = []
+    for version in plan.versions():
+        group = {number: piece for number, piece in plan.encoded.items() if piece.segment.codebook_version == version}
+        scanned = _scan(plan, group, plan.view.codebooks[version], prepared)
         # One codebook: approximate distances of several segments can be compared, so only the best of all are read.
-        found += [
-            _compare_again(parts[chosen.part], chosen, prepared, metric) for chosen in _best_of_all(scanned, wanted)
-        ]
+        found += [_compare_again(plan, chosen, prepared) for chosen in _best_of_all(scanned, plan.wanted_of_codes)]
     return found
 
 
 def _scan(
-    group: dict[int, SegmentView],
-    codebook: index.Codebook,
-    prepared: NDArray[np.float32],
-    wanted: int,
-    options: SearchOptions,
-    metric: int,
-) -> list[_Candidates]:
+    plan: _Plan, group: dict[int, SegmentView], codebook: index.Codebook, prepared: NDArray[np.float32]
+) -> list[Candidates]:
     """Candidates of the segments of one codebook: at least k for each query, where so many rows may be found."""
+    wanted = plan.wanted_of_codes
     live = sum(piece.live.live for piece in group.values())
     filtered = any(piece.passing for piece in group.values())
-    nprobe = options.nprobe or codebook.default_nprobe * (_FILTERED_LISTS if filtered else 1)
+    nprobe = plan.options.nprobe or codebook.default_nprobe * (_FILTERED_LISTS if filtered else 1)
     visit = probing.rows_to_visit(wanted, live, nprobe, codebook.nlist)
     per_list: NDArray[np.int64] | None = None
+    plan.check()
     if filtered:
         per_list = _rows_per_list(group.values())
         list_distances, lists = probing.nearest_lists(codebook, prepared, per_list, visit, nprobe)
@@ -226,15 +254,14 @@ def _scan(
         for number, piece in group.items():
             assert piece.segment.index is not None
             distances, rows = piece.segment.index.scan(
-                prepared, lists, list_distances, min(wanted, piece.live.live), piece.live
+                prepared, lists, list_distances, min(wanted, piece.live.live), piece.live, plan.check
             )
             absent = rows < 0
             found += rows.shape[1] - absent.sum(axis=1)
-            scanned.append(
-                _Candidates(number, np.where(absent, np.inf, scoring.ascending_key(distances, metric)), rows)
-            )
+            keys = np.where(absent, np.inf, scoring.ascending_key(distances, plan.metric))
+            scanned.append(Candidates(number, keys, rows))
         everywhere = per_list is not None and visit >= int(per_list.sum())
-        if everywhere or bool(np.all(found >= min(options.k, live))):
+        if everywhere or bool(np.all(found >= min(plan.options.k, live))):
             return scanned
         # The nearest lists hold too few rows that may be found: more lists, until there are k or no lists are left.
         if per_list is None:
@@ -256,75 +283,19 @@ def _rows_per_list(group: Iterable[SegmentView]) -> NDArray[np.int64]:
     return total
 
 
-def _best_of_all(scanned: list[_Candidates], wanted: int) -> list[_Candidates]:
+def _best_of_all(scanned: list[Candidates], wanted: int) -> list[Candidates]:
     if sum(candidates.keys.shape[1] for candidates in scanned) <= wanted:
         return scanned
     keys = np.concatenate([candidates.keys for candidates in scanned], axis=1)
     bound = np.partition(keys, wanted - 1, axis=1)[:, wanted - 1 : wanted]
-    return [_Candidates(part.part, part.keys, np.where(part.keys <= bound, part.rows, -1)) for part in scanned]
+    return [Candidates(part.part, part.keys, np.where(part.keys <= bound, part.rows, -1)) for part in scanned]
 
 
-def _compare_again(part: _Part, candidates: _Candidates, prepared: NDArray[np.float32], metric: int) -> _Candidates:
-    scores = index.compare_rows(prepared, part.vectors, candidates.rows, metric)
+def _compare_again(plan: _Plan, candidates: Candidates, prepared: NDArray[np.float32]) -> Candidates:
+    part = plan.parts[candidates.part]
+    scores = index.compare_rows(prepared, part.vectors, candidates.rows, plan.metric, plan.check)
     if part.lengths is not None:
         lengths = part.lengths[np.maximum(candidates.rows, 0)]
         scores = np.divide(scores, lengths, out=np.zeros_like(scores), where=lengths > 0)
-    return _Candidates(
-        candidates.part, np.where(candidates.rows < 0, np.inf, scoring.ascending_key(scores, metric)), candidates.rows
-    )
-
-
-def _best(
-    keys: NDArray[np.float32], rows: NDArray[np.int64], wanted: int
-) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    chosen = np.argpartition(keys, wanted - 1, axis=1)[:, :wanted]
-    return np.take_along_axis(keys, chosen, axis=1), np.take_along_axis(rows, chosen, axis=1)
-
-
-def _finish(
-    parts: list[_Part], candidates: list[_Candidates], queries: NDArray[np.float32], k: int, wanted: int, metric: int
-) -> tuple[Hits, bool]:
-    """Scores the best `wanted` of each query in float64 and keeps k; says whether a tie may reach beyond them."""
-    nq, dim = queries.shape
-    if not candidates:
-        return Hits(np.zeros(nq, np.uint32), np.empty(0, np.float32), [], np.empty((0, dim), np.float32)), False
-    keys = np.concatenate([group.keys for group in candidates], axis=1)
-    rows = np.concatenate([group.rows for group in candidates], axis=1)
-    part_of = np.concatenate([np.full(group.keys.shape[1], group.part, np.int32) for group in candidates])
-    if keys.shape[1] > wanted:
-        chosen = np.argpartition(keys, wanted - 1, axis=1)[:, :wanted]
-        keys, rows, pair_part = (
-            np.take_along_axis(keys, chosen, axis=1),
-            np.take_along_axis(rows, chosen, axis=1),
-            part_of[chosen],
-        )
-    else:
-        pair_part = np.broadcast_to(part_of, rows.shape)
-    there = rows >= 0
-    query_of, _ = np.nonzero(there)
-    flat_rows, flat_parts = rows[there], pair_part[there]
-    vectors = np.empty((len(flat_rows), dim), np.float32)
-    for number in np.unique(flat_parts):
-        mine = flat_parts == number
-        vectors[mine] = parts[number].vectors[flat_rows[mine]]
-    scores = scoring.exact_scores(queries, query_of, vectors, metric)
-
-    def id_of(position: int) -> bytes:
-        part = parts[int(flat_parts[position])]
-        return part.id_of(int(flat_rows[position]))
-
-    order = scoring.best_first(query_of, scoring.ascending_key(scores, metric), id_of)
-    available = np.bincount(query_of, minlength=nq)
-    starts = np.cumsum(available) - available
-    rank = np.arange(len(order)) - starts[query_of[order]]
-    kept = order[rank < k]
-    counts = np.minimum(available, k)
-    full = available >= wanted
-    last_seen, last_kept = starts + available - 1, starts + counts - 1
-    cut_in_a_tie = (
-        bool(np.any(full & (scores[order][np.maximum(last_seen, 0)] == scores[order][np.maximum(last_kept, 0)])))
-        if len(order)
-        else False
-    )
-    hits = Hits(counts.astype(np.uint32), scores[kept], [id_of(int(position)) for position in kept], vectors[kept])
-    return hits, cut_in_a_tie
+    keys = np.where(candidates.rows < 0, np.inf, scoring.ascending_key(scores, plan.metric))
+    return Candidates(candidates.part, keys, candidates.rows)

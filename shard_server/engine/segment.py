@@ -104,6 +104,12 @@ class Segment:
         """The id of a row, as UTF-8."""
         return self._id_bytes[int(self._offsets[row]) : int(self._offsets[row + 1])].tobytes()
 
+    def ids_of(self, rows: NDArray[np.int64]) -> list[bytes]:
+        """The ids of many rows, as UTF-8."""
+        held = self._id_bytes.data
+        begins, ends = self._offsets[rows].tolist(), self._offsets[rows + 1].tolist()
+        return [held[begin:end].tobytes() for begin, end in zip(begins, ends, strict=True)]
+
     def rows_of(self, ids: Sequence[bytes], live: LiveRows) -> NDArray[np.int64]:
         """The live row of each id: int64[n], -1 where there is none."""
         result = np.full(len(ids), -1, np.int64)

@@ -14,9 +14,9 @@ def test_scores_do_not_depend_on_company(metric: int) -> None:
     rng = np.random.default_rng(5)
     queries, vectors = rng.standard_normal((3, 77), np.float32), rng.standard_normal((50, 77), np.float32)
     query_of = np.arange(50) % 3
-    together = scoring.exact_scores(queries, query_of, vectors, metric)
+    together = scoring.exact_scores(queries, query_of, vectors.__getitem__, metric)
     alone = [
-        scoring.exact_scores(queries[q : q + 1], np.zeros(1, np.int64), vectors[i : i + 1], metric)[0]
+        scoring.exact_scores(queries[q : q + 1], np.zeros(1, np.int64), vectors[i : i + 1].__getitem__, metric)[0]
         for i, q in enumerate(query_of)
     ]
     assert together.tolist() == alone
@@ -24,17 +24,30 @@ def test_scores_do_not_depend_on_company(metric: int) -> None:
 
 def test_ties_are_ordered_by_id() -> None:
     ids = [b"b", b"a", b"c", b"aa"]
-    order = scoring.best_first(np.zeros(4, np.int64), np.array([1, 1, 0, 1], np.float32), ids.__getitem__)
-    assert [ids[position] for position in order] == [b"c", b"a", b"aa", b"b"]
+    keys = np.array([1, 1, 0, 1], np.float32)
+
+    def ids_of(positions: np.ndarray) -> list[bytes]:
+        return [ids[position] for position in positions]
+
+    order = scoring.best_first(np.zeros(4, np.int64), keys, ids_of)
+    assert ids_of(order) == [b"c", b"a", b"aa", b"b"]
+    for k in range(1, 6):
+        assert sorted(ids_of(scoring.smallest(keys, k, ids_of))) == sorted(ids_of(order[:k]))
 
 
 def test_ties_of_different_queries_do_not_mix() -> None:
-    order = scoring.best_first(np.array([1, 0, 0]), np.array([1, 1, 1], np.float32), [b"a", b"c", b"b"].__getitem__)
+    ids = [b"a", b"c", b"b"]
+    order = scoring.best_first(
+        np.array([1, 0, 0]), np.array([1, 1, 1], np.float32), lambda positions: [ids[one] for one in positions]
+    )
     assert order.tolist() == [2, 1, 0]
 
 
 def test_a_zero_vector_scores_zero_under_cosine() -> None:
     scores = scoring.exact_scores(
-        np.ones((1, 3), np.float32), np.zeros(1, np.int64), np.zeros((1, 3), np.float32), types_pb2.METRIC_COSINE
+        np.ones((1, 3), np.float32),
+        np.zeros(1, np.int64),
+        np.zeros((1, 3), np.float32).__getitem__,
+        types_pb2.METRIC_COSINE,
     )
     assert scores.tolist() == [0.0]
