@@ -384,6 +384,21 @@ def test_a_store_that_failed_is_opened_again_beside_a_search_that_holds_the_old_
     )
 
 
+def test_an_error_that_somebody_keeps_does_not_keep_the_store_open(open_replica: OpenReplica, tmp_path: Path) -> None:
+    replica = open_replica()
+    replica.commit([upsert(vectors(10))], term=1)
+    settle(replica)
+    replica.close()
+    (path,) = files_of(tmp_path, "ids")
+    whole = path.read_bytes()
+    flip(path)
+    with pytest.raises(DataLoss, match="ids does not match its checksum") as kept:
+        open_replica()
+    path.write_bytes(whole)
+    assert open_replica().stats().points == 10, "its lock is free"
+    assert kept.value.reason == "DATA_LOSS"
+
+
 def test_an_error_in_the_middle_of_applying_is_healed_from_the_log(
     open_replica: OpenReplica, monkeypatch: pytest.MonkeyPatch
 ) -> None:
