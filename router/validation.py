@@ -25,8 +25,7 @@ from vectorfleet.v1 import point_service_pb2, search_service_pb2, types_pb2
 Matrix: TypeAlias = NDArray[np.float32]
 """Vectors, float32[rows, dim], C-contiguous."""
 
-SQUARED_LENGTH_MAX: Final = float(np.finfo(np.float32).max) / 4
-"""Of two vectors within it neither the inner product nor the squared distance leaves the range of float32."""
+_SQUARED_LENGTH_MAX: Final = limits.VECTOR_LENGTH_MAX**2
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*", re.ASCII)
 _FLOAT32: Final = np.dtype("<f4")
@@ -202,11 +201,11 @@ def check_vectors(
     """
     flat = vectors.ravel()
     whole = float(np.vdot(flat, flat))  # of all rows together: if it is small enough, so is each row's
-    if whole <= SQUARED_LENGTH_MAX and (metric != types_pb2.METRIC_COSINE or (whole > 0 and len(vectors) == 1)):
+    if whole <= _SQUARED_LENGTH_MAX and (metric != types_pb2.METRIC_COSINE or (whole > 0 and len(vectors) == 1)):
         return
     with np.errstate(over="ignore", invalid="ignore", under="ignore"):
         squared = np.einsum("ij,ij->i", vectors, vectors)
-    fine = squared <= SQUARED_LENGTH_MAX  # NaN and infinity fail this, too
+    fine = squared <= _SQUARED_LENGTH_MAX  # NaN and infinity fail this, too
     if metric == types_pb2.METRIC_COSINE:
         fine &= squared > 0
     for row in np.flatnonzero(~fine):
@@ -359,7 +358,7 @@ def _refuse_vector(vector: Matrix, field: str) -> NoReturn:
     if np.abs(vector).max() > 1:
         refuse(
             field,
-            f"the vector is too long for float32: its length must stay below {math.sqrt(SQUARED_LENGTH_MAX):.2g}",
+            f"the vector is too long for float32: its length must stay below {limits.VECTOR_LENGTH_MAX:g}",
             reason="NOT_FINITE",
         )
     refuse(

@@ -51,7 +51,9 @@ REASONS: Final[dict[str, Reason]] = {
     "WRONG_DIMENSION": Reason(
         _C.INVALID_ARGUMENT, "A vector has another dimension than the collection.", "Send dim float32 values."
     ),
-    "NOT_FINITE": Reason(_C.INVALID_ARGUMENT, "A vector holds NaN or infinity.", "Correct the vector."),
+    "NOT_FINITE": Reason(
+        _C.INVALID_ARGUMENT, "A vector holds NaN or infinity, or is longer than 1e18.", "Correct the vector."
+    ),
     "ZERO_VECTOR": Reason(_C.INVALID_ARGUMENT, "A zero vector has no direction, which COSINE needs.", "Leave it out."),
     "INVALID_PAYLOAD": Reason(_C.INVALID_ARGUMENT, "A payload is not a JSON object in UTF-8.", "Send a JSON object."),
     "PAYLOAD_TOO_LARGE": Reason(

@@ -9,6 +9,8 @@ from __future__ import annotations
 from typing import Final
 
 DIM_MAX: Final = 4096
+VECTOR_LENGTH_MAX: Final = 1e18
+"""Of two vectors within it neither the inner product nor the squared distance leaves the range of float32."""
 K_MAX: Final = 10_000
 K_DEFAULT: Final = 10
 QUERIES_MAX: Final = 1024
@@ -54,6 +56,7 @@ BACKUP_TIMEOUT_DEFAULT_S: Final = 86_400.0
 CALL_TIMEOUT_MAX_S: Final = 366 * 86_400.0
 """The longest deadline that a client sets: far beyond it, gRPC's clock overflows and calls fail at once."""
 
+assert (2 * VECTOR_LENGTH_MAX) ** 2 < 1e38, "of float32's 3.4e38, with room for rounding"
 assert K_DEFAULT <= K_MAX <= CANDIDATES_MAX
 assert 4 * FILTER_DEPTH_MAX < 100, "protobuf reads 100 levels of messages; a filter takes two for each of its own"
 assert FILTER_PATH_BYTES_MAX < FILTER_BYTES_MAX < CALL_BYTES_MAX
