@@ -94,7 +94,7 @@ class SearchService:
         )
         with self._budget.holding(_bytes_at_most(record, len(queries.vectors), options)):
             vectors = await embed_texts(
-                self._embedder, queries, record, Purpose.QUERY, lambda row: f"queries[{row}].text"
+                self._embedder, queries, record, Purpose.QUERY, lambda row: f"queries[{row}].text", deadline
             )
             share = await self._searches.search(record, vectors, options, min_seqno, deadline)
             _demand(min_coverage, share)

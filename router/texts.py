@@ -20,7 +20,7 @@ async def embed_texts(
     record: CollectionRecord,
     purpose: Purpose,
     field: Callable[[int], str],
-    deadline: Deadline | None = None,
+    deadline: Deadline,
 ) -> Matrix:
     """Returns all rows as vectors, float32[rows, dim].
 
@@ -42,7 +42,7 @@ async def embed_texts(
     if not record.embedding_model:
         raise errors.FailedPrecondition(f"collection {record.name} names no embedding model: send vectors", field=where)
     try:
-        async with asyncio.timeout_at(None if deadline is None else deadline.answer_by_s()):
+        async with asyncio.timeout_at(deadline.answer_by_s()):
             embedded = await embedder.embed(record.embedding_model, rows.texts, purpose)
     except TimeoutError:
         raise errors.DeadlineExceeded(
