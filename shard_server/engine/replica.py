@@ -33,7 +33,7 @@ from shard_server.engine.state import Applied, ReplicaIdentity, ReplicaState, po
 from shard_server.engine.store import PointRecord
 from shard_server.engine.upkeep import ENCODE_ROWS_MIN, EngineSettings, Upkeep
 from shard_server.engine.view import View
-from vectorfleet.errors import ResourceExhausted, Unavailable, VectorfleetError, error_for
+from vectorfleet.errors import InternalError, ResourceExhausted, Unavailable, VectorfleetError, error_for
 from vectorfleet.internal.v1 import storage_pb2
 from vectorfleet.limits import CALL_BYTES_MAX
 from vectorfleet.v1 import types_pb2
@@ -175,10 +175,8 @@ class Replica:
             return applied
 
     def _note(self, error: Exception) -> None:
-        if isinstance(error, VectorfleetError):
-            self._failed = error.reason, error.message
-        else:
-            self._failed = "INTERNAL", repr(error)
+        said = error if isinstance(error, VectorfleetError) else InternalError(repr(error))
+        self._failed = said.reason, said.message
 
     def _raise_if_failed(self) -> None:
         if self._closed:
