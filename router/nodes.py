@@ -68,9 +68,10 @@ class Node:
                 self.circuit.answered()
             raise told from error
         except asyncio.CancelledError:
-            if self.circuit.open and not _cancelling():
-                raise errors.Unavailable("it does not answer", reason="UNREACHABLE") from None
-            raise
+            if _cancelling():
+                raise
+            why = "it does not answer" if self.circuit.open else "its channel was closed"
+            raise errors.Unavailable(why, reason="UNREACHABLE") from None
         finally:
             self.under_way.discard(call)
         self.circuit.answered()

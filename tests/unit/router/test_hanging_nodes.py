@@ -6,10 +6,13 @@ import asyncio
 import time
 
 import numpy as np
+import pytest
 
 from router.describing import NODE_TIMEOUT_S
+from router.nodes import Node
 from tests.unit.router.api import SHARDS, Api, loaded, until
 from tests.unit.router.fake_node import fleet
+from vectorfleet import errors
 from vectorfleet.v1 import (
     point_service_pb2,
 )
@@ -72,3 +75,18 @@ async def test_callers_behind_a_hanging_node_do_not_wait_for_one_another(rng: np
         assert [answer.results[0].hits[0].id for answer in hasty] == [answer.results[0].hits[0].id for answer in hasty]
         under.nodes["n2"].gate.set()
         assert all(answer.coverage.shards_answered == SHARDS for answer in await asyncio.gather(*patient))
+
+
+async def test_a_call_that_ends_with_its_channel_fails_and_cancels_nobody() -> None:
+    node = Node("a", channel=None, stub=None)  # type: ignore[arg-type]
+    never: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+    asking = asyncio.create_task(node.call(never))
+    await asyncio.sleep(0)
+    node.give_up()
+    with pytest.raises(errors.Unavailable, match="channel was closed"):
+        await asking
+    leaving = asyncio.create_task(node.call(asyncio.get_running_loop().create_future()))
+    await asyncio.sleep(0)
+    leaving.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await leaving
