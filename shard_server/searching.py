@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from shard_server import checking
 from shard_server.budget import ByteBudget
 from shard_server.hosting import ReplicaHost
 from shard_server.threads import WorkPool
 from vectorfleet import limits
-from vectorfleet.cluster.shard_map import CollectionRecord
-from vectorfleet.errors import DeadlineExceeded, InternalError, InvalidRequest, ResourceExhausted, VectorfleetError
+from vectorfleet.errors import DeadlineExceeded, InternalError, ResourceExhausted, VectorfleetError
 from vectorfleet.internal.v1 import shard_service_pb2 as pb
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ class Searcher:
             InvalidRequest: the request contradicts itself.
             ResourceExhausted: too many queries are in memory, or the answer would pass the message limit.
         """
-        check_search(request)
+        checking.check_search(request)
         size_bytes = request.ByteSize()
         self._budget.take(size_bytes)
         try:
@@ -126,34 +126,12 @@ class Searcher:
         held = await self._host.replica_for(request.collection_uid, target.shard, request.epoch, timeout_s=patience_s)
         if target.min_seqno:
             await held.wait_applied(target.min_seqno, patience_s)
-        vectors = query_matrix(request, held.record)
+        vectors = checking.query_matrix(request, held.record)
         patience = Patience(deadline)
         try:
             return await held.run(self._pool, deadline, search_replica, vectors, request, patience.check)
         finally:
             patience.end()
-
-
-def check_search(request: pb.SearchRequest) -> None:
-    """Raises `InvalidRequest` where a request's numbers are out of the contract's range."""
-    if not 1 <= request.query_count <= limits.QUERIES_MAX:
-        raise InvalidRequest(f"query_count must be 1 to {limits.QUERIES_MAX}", field="query_count")
-    if not 1 <= request.k <= limits.K_MAX:
-        raise InvalidRequest(f"k must be 1 to {limits.K_MAX}", field="k")
-    if not request.targets:
-        raise InvalidRequest("name at least one shard", field="targets")
-
-
-def query_matrix(request: pb.SearchRequest, record: CollectionRecord) -> NDArray[np.float32]:
-    """Views a request's vectors as float32[query_count, dim], without a copy. Raises `InvalidRequest`."""
-    wanted = request.query_count * record.dim * 4
-    if len(request.vectors) != wanted:
-        raise InvalidRequest(
-            f"{request.query_count} queries of dimension {record.dim} take {wanted} bytes, not {len(request.vectors)}",
-            reason="WRONG_DIMENSION",
-            field="vectors",
-        )
-    return np.frombuffer(request.vectors, "<f4").reshape(request.query_count, record.dim)
 
 
 def search_replica(

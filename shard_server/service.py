@@ -1,7 +1,7 @@
 """ShardService: what routers, the controller and other nodes may ask of this node.
 
-Finds the replica, checks the request's shape, takes the work to the right threads; everything else is in the modules that
-it is given. Values (finite numbers, ids, ownership of hashes) are the router's to check.
+Finds the replica, has the request checked, takes the work to the right threads; everything else is in the modules that it is
+given.
 """
 # ruff: noqa: N802 (the contract names the methods)
 
@@ -17,7 +17,7 @@ from typing import Any, Final
 
 import grpc
 
-from shard_server import describing, reading
+from shard_server import checking, describing, reading
 from shard_server.backup.archive import Archive
 from shard_server.codebook_store import CodebookStore
 from shard_server.data_dir import checked_uid
@@ -32,11 +32,12 @@ from vectorfleet._version import __version__
 from vectorfleet.errors import InvalidRequest, NotFound, Unavailable, VectorfleetError
 from vectorfleet.internal.v1 import shard_service_pb2 as pb
 from vectorfleet.internal.v1 import shard_service_pb2_grpc as pb_grpc
-from vectorfleet.internal.v1 import storage_pb2
 from vectorfleet.serving import remaining_s
 
 NAME: Final = pb.DESCRIPTOR.services_by_name["ShardService"].full_name
 CHUNK_BYTES: Final = 1 << 20
+CHECK_ON_LOOP_BYTES_MAX: Final = 256 * 1024
+"""Larger writes are checked in a thread, so that other calls are not held up."""
 TRAINING_TIMEOUT_DEFAULT_S: Final = 3600.0
 SAMPLE_POINTS_MAX: Final = 16_777_216
 _log = logging.getLogger(__name__)
@@ -83,7 +84,11 @@ class ShardServicer(pb_grpc.ShardServiceServicer):
         held = await self._host.replica_for(
             request.collection_uid, request.shard, request.epoch, timeout_s=timeout_s, term=request.term
         )
-        check_mutation(request.mutation, held.record.dim)
+        parts = request.mutation, held.record, held.assignment
+        if len(request.mutation.upsert.vectors) <= CHECK_ON_LOOP_BYTES_MAX:
+            checking.check_mutation(*parts)
+        else:
+            await self._pools.reads.run(checking.check_mutation, *parts)
         applied = await held.write(request.mutation, request.term)
         return pb.WriteResponse(seqno=applied.seqno, affected=applied.affected)
 
@@ -137,8 +142,7 @@ class ShardServicer(pb_grpc.ShardServiceServicer):
             raise Unavailable(
                 f"node {self._host.node_id} knows no collection {request.collection_uid}", reason="STALE_SHARD_MAP"
             )
-        if not (request.version and request.nlist and request.m and request.sources):
-            raise InvalidRequest("a training needs a version, nlist, m and sources")
+        checking.check_training(request)
         trained = await self._training.train(request, record)
         return pb.TrainCodebookResponse(checksum=trained.checksum, sampled_points=trained.sampled_points)
 
@@ -195,27 +199,3 @@ class ShardServicer(pb_grpc.ShardServiceServicer):
             except VectorfleetError as error:  # one replica that closes or is busy must not hide the others
                 _log.info("%s cannot be measured: %s", held.name, error)
         return describing.describe_replica(held, self._host.node_id, measured)
-
-
-def check_mutation(mutation: storage_pb2.Mutation, dim: int) -> None:
-    """Raises `InvalidRequest` where the parts of a mutation do not fit together."""
-    kind = mutation.WhichOneof("kind")
-    if kind is None:
-        raise InvalidRequest("the mutation is empty", field="mutation")
-    if kind == "delete":
-        if not mutation.delete.ids:
-            raise InvalidRequest("name at least one id", field="mutation.delete.ids")
-        return
-    upsert = mutation.upsert
-    if not upsert.ids:
-        raise InvalidRequest("name at least one id", field="mutation.upsert.ids")
-    if len(upsert.vectors) != 4 * dim * len(upsert.ids):
-        raise InvalidRequest(
-            f"{len(upsert.ids)} vectors of dimension {dim} take {4 * dim * len(upsert.ids)} bytes, not {len(upsert.vectors)}",
-            reason="WRONG_DIMENSION",
-            field="mutation.upsert.vectors",
-        )
-    if upsert.payloads and len(upsert.payloads) != len(upsert.ids):
-        raise InvalidRequest(
-            f"{len(upsert.ids)} ids, but {len(upsert.payloads)} payloads", field="mutation.upsert.payloads"
-        )

@@ -21,7 +21,7 @@ from shard_server.peers import Peers
 from shard_server.tasks import TaskKeeper
 from shard_server.threads import WorkPool
 from vectorfleet.cluster.shard_map import CollectionRecord
-from vectorfleet.errors import InvalidRequest
+from vectorfleet.errors import InvalidRequest, Unavailable, VectorfleetError
 from vectorfleet.internal.v1 import shard_service_pb2 as pb
 
 SAMPLE_BYTES_MAX: Final = 1 << 30
@@ -60,7 +60,7 @@ class Training:
         self._pool = pool
         self._train = train
         self._tasks = TaskKeeper()
-        self._running: dict[tuple[str, int], asyncio.Task[Trained]] = {}
+        self._running: dict[tuple[str, int], asyncio.Task[Trained | VectorfleetError]] = {}
 
     async def train(self, request: pb.TrainCodebookRequest, record: CollectionRecord) -> Trained:
         """Trains, or joins the training that runs. It goes on when the caller leaves.
@@ -72,14 +72,25 @@ class Training:
         key = (request.collection_uid, request.version)
         task = self._running.get(key)
         if task is None:
-            task = self._tasks.spawn(self._run(request, record), f"training codebook {key[1]} of collection {key[0]}")
+            task = self._tasks.spawn(
+                self._outcome(request, record), f"training codebook {key[1]} of collection {key[0]}"
+            )
             self._running[key] = task
             task.add_done_callback(lambda _: self._running.pop(key, None))
-        return await asyncio.shield(task)
+        outcome = await asyncio.shield(task)
+        if isinstance(outcome, VectorfleetError):
+            raise outcome
+        return outcome
 
     async def close(self) -> None:
         """Cancels; a training thread that runs ends later and its outcome is lost."""
         await self._tasks.close()
+
+    async def _outcome(self, request: pb.TrainCodebookRequest, record: CollectionRecord) -> Trained | VectorfleetError:
+        try:
+            return await self._run(request, record)
+        except VectorfleetError as error:
+            return error  # the callers' to hear of, not the log's: a wrong request must not fill it
 
     async def _run(self, request: pb.TrainCodebookRequest, record: CollectionRecord) -> Trained:
         stored = await self._io_pool.run(self._store.load, request.collection_uid, request.version)
@@ -110,10 +121,15 @@ class Training:
                 seed=(request.seed + source.shard) % 2**64,
             )
             last = filled + limit
-            async for chunk in self._peers.sample(source.address, wanted, timeout_s=SAMPLE_TIMEOUT_S):
-                rows = np.frombuffer(chunk, "<f4").reshape(-1, dim)[: last - filled]
-                sample[filled : filled + len(rows)] = rows
-                filled += len(rows)
+            try:
+                async for chunk in self._peers.sample(source.address, wanted, timeout_s=SAMPLE_TIMEOUT_S):
+                    rows = np.frombuffer(chunk, "<f4").reshape(-1, dim)[: last - filled]
+                    sample[filled : filled + len(rows)] = rows
+                    filled += len(rows)
+            except VectorfleetError as error:
+                # Whatever it was, it is not this node's fault: to the caller it is a shard that gives no sample.
+                place = f"shard {source.shard} on {source.address!r}"
+                raise Unavailable(f"{place} gives no sample: {error.message}") from error
         if filled == 0:
             raise InvalidRequest("there is no point to train on")
         return sample[:filled]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from shard_server.engine.state import Applied
+from vectorfleet.cluster.placement import point_hash
 from vectorfleet.cluster.shard_map import CollectionRecord, ShardAssignment
 from vectorfleet.internal.v1 import storage_pb2
 
@@ -80,6 +82,12 @@ def collection(
     )
     record = CollectionRecord(name or uid, uid, dim, metric, shards)
     return replace(record, index=replace(record.index, kind=kind))
+
+
+def ids_of(shard: int, shards: int, count: int) -> list[str]:
+    """Ids that a shard of `collection` owns, always the same ones."""
+    owned = (f"{shard}-{n}" for n in itertools.count() if point_hash(f"{shard}-{n}") // (2**64 // shards) == shard)
+    return list(itertools.islice(owned, count))
 
 
 async def until(condition: Callable[[], object], what: str) -> None:

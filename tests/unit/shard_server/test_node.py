@@ -20,7 +20,7 @@ from shard_server.data_dir import DataDir
 from shard_server.durable import write_durably
 from shard_server.engine.upkeep import EngineSettings
 from shard_server.node import Node, NodeSettings
-from tests.unit.shard_server.fake_replica import TIMEOUT_S, collection
+from tests.unit.shard_server.fake_replica import TIMEOUT_S, collection, ids_of
 from vectorfleet import errors, limits
 from vectorfleet.cluster.shard_map import CodebookRecord, CollectionRecord
 from vectorfleet.cluster.static import StaticCluster, StaticCoordinator
@@ -181,13 +181,11 @@ async def test_everything_is_there_after_a_restart(
     await create(cluster, "n1", "n1")
     vectors = rows(rng, 300)
     async with start() as node:
-        await asyncio.gather(
-            *(node.write(upsert([f"{shard}-{n}" for n in range(300)], vectors), shard) for shard in (0, 1))
-        )
+        await asyncio.gather(*(node.write(upsert(ids_of(shard, 2, 300), vectors), shard) for shard in (0, 1)))
     async with start() as node:
         results = await node.search(vectors[:5], 1, 0, k=1)
-        assert [list(result.ids) for result in results] == [[f"{shard}-{n}" for n in range(5)] for shard in (1, 0)]
-        assert (await node.write(upsert(["new"], vectors[:1]), 0)).seqno == 301
+        assert [list(result.ids) for result in results] == [ids_of(shard, 2, 5) for shard in (1, 0)]
+        assert (await node.write(upsert(ids_of(0, 2, 301)[300:], vectors[:1]), 0)).seqno == 301
 
 
 async def test_many_writers_share_commits(start: Start, cluster: StaticCluster, rng: np.random.Generator) -> None:
@@ -207,12 +205,12 @@ async def test_a_target_that_fails_costs_the_others_nothing(
     vectors = rows(rng, 10)
     async with start() as node:
         for shard in (0, 1):
-            await node.write(upsert([f"{shard}-{n}" for n in range(10)], vectors), shard)
+            await node.write(upsert(ids_of(shard, 3, 10), vectors), shard)
     write_durably(tmp_path / "n1" / "replicas" / "u1" / "1" / "store" / "CURRENT", b"damaged\n")
     async with start() as node:
         results = await node.search(vectors[:1], 0, 1, 2, k=1)
         assert [result.error_reason for result in results] == ["", "DATA_LOSS", "STALE_SHARD_MAP"]
-        assert list(results[0].ids) == ["0-0"]
+        assert list(results[0].ids) == ids_of(0, 3, 1)
         described = (await node.describe()).replicas
         assert [one.state.status for one in described] == [
             cluster_pb.REPLICA_STATUS_SERVING,
@@ -314,7 +312,7 @@ async def test_a_node_is_trained_sampled_and_gives_its_codebook_away(
     async with start("n1") as one, start("n2") as two:
         nodes = (one, two)
         for shard, node in enumerate(nodes):
-            ids = [f"{shard}-{n}" for n in range(2000)]
+            ids = ids_of(shard, 2, 2000)
             await node.write(upsert(ids, vectors[shard * 2000 : (shard + 1) * 2000]), shard)
         request = pb.TrainCodebookRequest(
             collection_uid="u1",
@@ -351,7 +349,7 @@ async def test_a_node_is_trained_sampled_and_gives_its_codebook_away(
         assert (state.points, state.indexed_points, state.buffered_points) == (2000, 2000, 0)
         assert state.index_bytes > 0
         (result,) = await two.search(vectors[2000:2010], 1, k=1, exact=False, oversample=1000)
-        assert list(result.ids) == [f"1-{n}" for n in range(10)]
+        assert list(result.ids) == ids_of(1, 2, 10)
     async with start("n2") as two:
         assert (await two.describe()).replicas[0].state.codebook_version == 1
 
