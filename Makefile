@@ -7,7 +7,7 @@ BUF    := node_modules/.bin/buf
 POLICY := $(VENV)/policy
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up test lint format bench proto proto-check lock clean
+.PHONY: help setup demo up test lint format bench torture fuzz proto proto-check lock clean
 
 help: ## Show this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -35,6 +35,12 @@ up: $(STAMP) ## Start a cluster and leave it running until Ctrl-C
 
 test: $(STAMP) $(POLICY)/.made-from-lock ## Run every test
 	$(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)
+
+torture: $(STAMP) ## Kill a cluster's processes ROUNDS=200 times over (SEED=, FIRST=) and check what its clients saw
+	$(BIN)/python -m tests.cluster.torture --rounds $(or $(ROUNDS),200) $(if $(SEED),--seed $(SEED)) $(if $(FIRST),--first $(FIRST)) $(ARGS)
+
+fuzz: $(STAMP) ## Send N=20000 malformed requests (SEED=) to every RPC of a cluster and check that none does harm
+	$(BIN)/python -m tests.cluster.fuzz --requests $(or $(N),20000) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 lint: $(STAMP) proto-check ## Check style, types and the contract
 	$(BIN)/ruff check .

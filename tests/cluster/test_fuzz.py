@@ -1,0 +1,47 @@
+"""Every RPC of the contract, asked by malformed and extreme requests for a while; `make fuzz` goes on for longer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.cluster import fuzz
+from tests.cluster.planted import SickCluster
+from vectorfleet.local import LocalCluster
+
+REQUESTS = 80
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+def test_no_request_does_harm(tmp_path: Path, rng: np.random.Generator) -> None:
+    seed = int(rng.integers(2**31))
+    methods = fuzz.methods()
+    assert {"Upsert", "SearchStream", "Write", "TrainCodebook"} <= {method.name for method in methods}
+    accepted = set()
+    with LocalCluster(tmp_path / "data", nodes=2) as cluster, fuzz.Target(cluster) as target:
+        for method in methods:
+            report = fuzz.run(target, method, REQUESTS, seed)
+            assert not report.findings, f"make fuzz N={REQUESTS} SEED={seed}: {report}"
+            assert report.codes["INVALID_FIELD"], report
+            if report.codes["OK"]:
+                accepted.add(method.name)
+        assert not fuzz.run_garbage(target, 40, seed).findings
+    assert {"Upsert", "Delete", "Get", "BulkUpsert", "Search", "Write", "Fetch"} <= accepted, (
+        "all were refused at the door"
+    )
+
+
+def test_harm_is_noticed(tmp_path: Path) -> None:
+    methods = [method for method in fuzz.methods() if ".internal." in method.full_name]
+    with SickCluster.with_bug("check-nothing")(tmp_path / "data", nodes=1) as cluster, fuzz.Target(cluster) as target:
+        found = {
+            one.name: fuzz.run(target, one, 300, seed=1).findings for one in methods if one.name in ("Search", "Write")
+        }
+    assert any("INTERNAL" in finding for finding in found["Search"]), found
+    assert any("does not show what a walk does" in finding for finding in found["Write"]), found
