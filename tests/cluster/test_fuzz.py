@@ -38,10 +38,7 @@ def test_no_request_does_harm(tmp_path: Path, rng: np.random.Generator) -> None:
 
 
 def test_harm_is_noticed(tmp_path: Path) -> None:
-    methods = [method for method in fuzz.methods() if ".internal." in method.full_name]
+    (search,) = (method for method in fuzz.methods() if method.full_name.endswith("internal.v1.ShardService.Search"))
     with SickCluster.with_bug("check-nothing")(tmp_path / "data", nodes=1) as cluster, fuzz.Target(cluster) as target:
-        found = {
-            one.name: fuzz.run(target, one, 300, seed=1).findings for one in methods if one.name in ("Search", "Write")
-        }
-    assert any("INTERNAL" in finding for finding in found["Search"]), found
-    assert any("does not show what a walk does" in finding for finding in found["Write"]), found
+        findings = fuzz.run(target, search, 300, seed=1).findings
+    assert any("INTERNAL" in finding for finding in findings), findings
