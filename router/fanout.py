@@ -1,6 +1,6 @@
 """One batch of queries, asked of every shard that it needs, and whatever came back by a given moment.
 
-It neither merges (merge.py) nor knows who waits (batching.py). A node is asked once for all of its shards. A shard that
+It neither merges (merge.py) nor knows who waits (searches.py). A node is asked once for all of its shards. A shard that
 cannot answer costs its own part: it ends in `missing` with a reason of docs/errors.md, never in an exception.
 
 A shard whose map was stale is asked once more, wherever a newer map says that it lives.

@@ -5,6 +5,9 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Final
 
+import numpy as np
+from numpy.typing import NDArray
+
 from router.searches import Share
 from router.validation import SearchOptions
 from vectorfleet import errors, limits
@@ -14,28 +17,36 @@ _HIT_BYTES_MAX: Final = limits.ID_BYTES_MAX + 32
 """Of a hit without payload and vector."""
 
 
-def search_response(share: Share, dim: int, options: SearchOptions) -> search_service_pb2.SearchResponse:
+def search_response(
+    share: Share, dim: int, options: SearchOptions, *, packed: bool
+) -> search_service_pb2.SearchResponse:
     """Renders a share.
+
+    Args:
+        share: the caller's.
+        dim: of the collection's vectors.
+        options: what hits carry.
+        packed: column by column, or hit by hit.
 
     Raises:
         ResourceExhausted: RESPONSE_TOO_LARGE, the answer would pass the limit of a call.
     """
     winners = share.winners
-    bounds = winners.offsets[share.first_query : share.first_query + share.queries + 1].tolist()
-    begin, end = bounds[0], bounds[-1]
-    scores = winners.scores[begin:end].tolist()
-    ids = winners.ids[begin:end]
+    bounds = winners.offsets[share.first_query : share.first_query + share.queries + 1]
+    rows = slice(int(bounds[0]), int(bounds[-1]))
     response = search_service_pb2.SearchResponse(coverage=share.coverage)
-    for first, last in pairwise(bounds):
-        add = response.results.add().hits.add
-        for row in range(first - begin, last - begin):
-            add(id=ids[row], score=scores[row])
+    hits = response.packed if packed else search_service_pb2.PackedHits()
+    hits.counts = np.diff(bounds).astype("<u4").tobytes()
+    hits.ids.extend(winners.ids[rows])
+    hits.scores = winners.scores[rows].astype("<f4", copy=False).tobytes()
     if options.wanted:
         response.matching_points = sum(answer.matching_points for answer in share.answers)
     if options.with_payload or options.with_vector:
-        _add_contents(response, share, begin, end, dim, options)
+        _add_contents(hits, share, rows, dim, options)
+    if not packed:
+        _unpack(hits, bounds - bounds[0], dim, response)
     hit_bytes_max = _HIT_BYTES_MAX + options.with_payload * limits.PAYLOAD_BYTES_MAX + options.with_vector * 4 * dim
-    if (end - begin) * hit_bytes_max > limits.CALL_BYTES_MAX:  # it might be too large: measure it
+    if len(hits.ids) * hit_bytes_max > limits.CALL_BYTES_MAX:  # it might be too large: measure it
         size = response.ByteSize()
         if size > limits.CALL_BYTES_MAX:
             raise errors.ResourceExhausted(
@@ -47,13 +58,33 @@ def search_response(share: Share, dim: int, options: SearchOptions) -> search_se
 
 
 def _add_contents(
-    response: search_service_pb2.SearchResponse, share: Share, begin: int, end: int, dim: int, options: SearchOptions
+    hits: search_service_pb2.PackedHits, share: Share, rows: slice, dim: int, options: SearchOptions
 ) -> None:
-    origins = zip(share.winners.answer[begin:end].tolist(), share.winners.position[begin:end].tolist(), strict=True)
-    hits = (hit for result in response.results for hit in result.hits)
-    for hit, (source, position) in zip(hits, origins, strict=True):
-        answer = share.answers[source]
-        if options.with_payload and answer.payloads:
-            hit.payload = answer.payloads[position]
-        if options.with_vector:
-            hit.vector = answer.vectors[4 * dim * position : 4 * dim * (position + 1)]
+    origins = list(zip(share.winners.answer[rows].tolist(), share.winners.position[rows].tolist(), strict=True))
+    if options.with_payload and any(answer.payloads for answer in share.answers):
+        payloads = [answer.payloads for answer in share.answers]
+        hits.payloads.extend(payloads[one][position] if payloads[one] else b"" for one, position in origins)
+    if options.with_vector:
+        width = 4 * dim
+        vectors = [answer.vectors for answer in share.answers]
+        hits.vectors = b"".join(vectors[one][width * at : width * (at + 1)] for one, at in origins)
+
+
+def _unpack(
+    hits: search_service_pb2.PackedHits,
+    bounds: NDArray[np.int64],
+    dim: int,
+    response: search_service_pb2.SearchResponse,
+) -> None:
+    """Adds the hits one by one: the easy form, for callers in any language."""
+    ids, payloads, vectors = list(hits.ids), hits.payloads, hits.vectors
+    scores = np.frombuffer(hits.scores, "<f4").tolist()
+    width = 4 * dim
+    for first, last in pairwise(bounds.tolist()):
+        add = response.results.add().hits.add
+        for row in range(first, last):
+            hit = add(id=ids[row], score=scores[row])
+            if payloads:
+                hit.payload = payloads[row]
+            if vectors:
+                hit.vector = vectors[width * row : width * (row + 1)]

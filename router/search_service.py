@@ -98,7 +98,7 @@ class SearchService:
             )
             share = await self._searches.search(record, vectors, options, min_seqno, deadline)
             _demand(min_coverage, share)
-            return await _render(share, record.dim, options)
+            return await _render(share, record.dim, options, packed=request.packed)
 
 
 def _bytes_at_most(record: CollectionRecord, queries: int, options: SearchOptions) -> int:
@@ -123,7 +123,7 @@ def _demand(min_coverage: float, share: Share) -> None:
         )
 
 
-async def _render(share: Share, dim: int, options: SearchOptions) -> search_service_pb2.SearchResponse:
+async def _render(share: Share, dim: int, options: SearchOptions, *, packed: bool) -> search_service_pb2.SearchResponse:
     if len(share.winners.ids) <= MERGE_ON_LOOP_MAX:
-        return search_response(share, dim, options)
-    return await asyncio.to_thread(search_response, share, dim, options)
+        return search_response(share, dim, options, packed=packed)
+    return await asyncio.to_thread(search_response, share, dim, options, packed=packed)

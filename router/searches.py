@@ -17,7 +17,6 @@ from typing import Final, TypeAlias
 
 import numpy as np
 
-from router.batching import Lane
 from router.deadline import Deadline
 from router.fanout import Answers, Fanout, Question
 from router.merge import ShardAnswer, Winners, merge
@@ -25,6 +24,7 @@ from router.validation import Matrix, SearchOptions
 from vectorfleet import errors, limits
 from vectorfleet.cluster.placement import placement_for
 from vectorfleet.cluster.shard_map import CollectionRecord
+from vectorfleet.lanes import Lanes
 from vectorfleet.v1 import types_pb2
 
 QUEUED_QUERIES_MAX: Final = 16 * limits.QUERIES_MAX
@@ -59,10 +59,9 @@ class Searches:
 
     def __init__(self, fanout: Fanout, *, in_flight_max: int = 2) -> None:
         self._fanout = fanout
-        self._in_flight_max = in_flight_max
-        self._lanes: dict[LaneKey, Lane[_Waiting]] = {}
-        self._wakes: dict[LaneKey, asyncio.TimerHandle] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._lanes: Lanes[LaneKey, _Waiting] = Lanes(
+            self._carry, in_flight_max=in_flight_max, weight_max=limits.QUERIES_MAX
+        )
         self._queued = 0
 
     async def search(
@@ -89,43 +88,19 @@ class Searches:
         if self._queued + len(vectors) > QUEUED_QUERIES_MAX:
             raise errors.ResourceExhausted(f"{self._queued} queries wait already")
         key = (record.uid, options, tuple(sorted(min_seqno.items())))
-        lane = self._lanes.get(key)
-        if lane is None:
-            lane = self._lanes[key] = Lane(self._in_flight_max, limits.QUERIES_MAX)
         waiting = _Waiting(record, vectors, deadline, asyncio.get_running_loop().create_future())
         self._queued += len(vectors)
-        lane.put(waiting, len(vectors))
-        self._pump(key, lane)
+        self._lanes.put(key, waiting, len(vectors))
         return await waiting.share
 
     async def close(self) -> None:
-        """Cancels all batches under way."""
-        for wake in self._wakes.values():
-            wake.cancel()
-        tasks = list(self._tasks)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        """Cancels all searches."""
+        for waiting in await self._lanes.close():
+            waiting.share.cancel()
 
-    def _pump(self, key: LaneKey, lane: Lane[_Waiting]) -> None:
-        """Lets every batch leave that may leave now."""
-        while (taken := lane.take(time.monotonic())) is not None:
-            number, batch = taken
-            self._queued -= sum(len(waiting.vectors) for waiting in batch)
-            task = asyncio.create_task(self._run(key, lane, number, batch))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
-        wake = self._wakes.pop(key, None)
-        if wake is not None:
-            wake.cancel()
-        if lane.idle:
-            self._lanes.pop(key, None)
-        elif (wake_s := lane.wake_s(time.monotonic())) is not None:
-            loop = asyncio.get_running_loop()
-            self._wakes[key] = loop.call_later(max(0.0, wake_s - time.monotonic()), self._pump, key, lane)
-
-    async def _run(self, key: LaneKey, lane: Lane[_Waiting], number: int, batch: list[_Waiting]) -> None:
+    async def _carry(self, key: LaneKey, batch: list[_Waiting]) -> None:
         _, options, min_seqno = key
+        self._queued -= sum(len(waiting.vectors) for waiting in batch)
         try:
             here = [waiting for waiting in batch if not waiting.share.done()]
             if here:
@@ -137,8 +112,6 @@ class Searches:
         finally:
             for waiting in batch:
                 waiting.share.cancel()  # no effect on those that are answered
-            lane.finished(number)
-            self._pump(key, lane)
 
     async def _answer(self, batch: list[_Waiting], options: SearchOptions, min_seqno: Mapping[int, int]) -> None:
         """Asks the shards, and settles each caller when all have answered or its own time is up."""

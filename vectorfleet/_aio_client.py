@@ -11,9 +11,10 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from functools import partial
 from types import TracebackType
-from typing import Self, SupportsIndex, TypeVar
+from typing import Any, Self, SupportsIndex, TypeVar
 
 import grpc
 from numpy.typing import ArrayLike
@@ -23,6 +24,7 @@ from vectorfleet import _arguments as arguments
 from vectorfleet import _backups as backups
 from vectorfleet import _codec as codec
 from vectorfleet import errors, limits
+from vectorfleet._aio_sharing import AioSharing
 from vectorfleet._arguments import Filter, Ids, Payloads
 from vectorfleet._attempts import Attempts, client_closed, failure_of, poll_pause_s
 from vectorfleet._backups import Backup, OnProgress, RestoredBackup
@@ -91,6 +93,7 @@ class AsyncClient:
         """Closes the connection; calls that still run fail with `CLIENT_CLOSED`. May be called twice."""
         self._closed = True
         if self._connected is not None:
+            await self._connected.sharing.close()
             await self._connected.channel.close()
 
     # ------------------------------------------------------------------------------------------------- collections
@@ -220,7 +223,10 @@ class AsyncClient:
         consistency_token: bytes = b"",
         timeout: float | None = None,
     ) -> SearchResult:
-        """Finds the k nearest points to each query, best first: see `Client.search`."""
+        """Finds the k nearest points to each query, best first: see `Client.search`.
+
+        Concurrent searches of one vector each that ask alike travel in one call.
+        """
         plan = codec.search(
             name,
             vectors,
@@ -235,8 +241,7 @@ class AsyncClient:
             min_coverage=min_coverage,
             consistency_token=consistency_token,
         )
-        responses = await self._each(self._stubs.search.Search, plan.calls, codec.VECTOR_CALLS_IN_FLIGHT, timeout)
-        return answers.search_result(responses, plan.k)
+        return await self._stubs.sharing.search(plan, self._seconds(timeout))
 
     async def cluster(self, *, timeout: float | None = None) -> ClusterInfo:
         """Returns nodes, shards and replicas as the router knows them."""
@@ -280,7 +285,7 @@ class AsyncClient:
         if self._closed:
             raise client_closed()
         if self._connected is None:
-            self._connected = _Stubs(grpc.aio.insecure_channel(self._address, options=CLIENT_OPTIONS))
+            self._connected = _Stubs(grpc.aio.insecure_channel(self._address, options=CLIENT_OPTIONS), self._each)
         return self._connected
 
     async def _call(
@@ -354,11 +359,12 @@ class AsyncClient:
 
 
 class _Stubs:
-    """A channel and the stubs on it."""
+    """A channel, the stubs on it, and the searches that share its calls."""
 
-    def __init__(self, channel: grpc.aio.Channel) -> None:
+    def __init__(self, channel: grpc.aio.Channel, each: Callable[..., Awaitable[list[Any]]]) -> None:
         self.channel = channel
         self.collections = collection_service_pb2_grpc.CollectionServiceStub(channel)
         self.points = point_service_pb2_grpc.PointServiceStub(channel)
         self.search = search_service_pb2_grpc.SearchServiceStub(channel)
+        self.sharing = AioSharing(partial(each, self.search.Search))
         self.cluster = cluster_service_pb2_grpc.ClusterServiceStub(channel)

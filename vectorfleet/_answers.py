@@ -7,6 +7,9 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
+import numpy as np
+from numpy.typing import NDArray
+
 from vectorfleet import _models as models
 from vectorfleet.internal.v1 import token_pb2
 from vectorfleet.v1 import cluster_service_pb2, point_service_pb2, search_service_pb2, types_pb2
@@ -31,7 +34,7 @@ def collection(message: types_pb2.Collection) -> models.Collection:
         embedding_model=spec.embedding_model,
         create_time=message.create_time.ToDatetime(tzinfo=datetime.UTC),
         progress=_progress(message.progress) if message.HasField("progress") else None,
-        coverage=_coverage(message.coverage) if message.HasField("coverage") else None,
+        coverage=coverage(message.coverage) if message.HasField("coverage") else None,
     )
 
 
@@ -89,14 +92,44 @@ def merged_token(tokens: Sequence[bytes]) -> bytes:
 
 def search_result(responses: Sequence[search_service_pb2.SearchResponse], k: int) -> models.SearchResult:
     """Joins the answers of one search; a shard that is missing from one call is missing from the result."""
-    coverages = [_coverage(response.coverage) for response in responses]
-    missing = {gap.shard: gap for coverage in coverages for gap in coverage.missing}
-    total = max(coverage.shards_total for coverage in coverages)
-    answered = min(total - len(missing), *(coverage.shards_answered for coverage in coverages), total)
-    coverage = models.Coverage(total, answered, tuple(missing[shard] for shard in sorted(missing)))
-    counts = [response.matching_points for response in responses if response.HasField("matching_points")]
-    results = [result for response in responses for result in response.results]
-    return models.SearchResult(results, k, coverage, min(counts, default=None))
+    coverages = [coverage(response.coverage) for response in responses]
+    missing = {gap.shard: gap for one in coverages for gap in one.missing}
+    total = max(one.shards_total for one in coverages)
+    answered = min(total - len(missing), *(one.shards_answered for one in coverages), total)
+    joined = models.Coverage(total, answered, tuple(missing[shard] for shard in sorted(missing)))
+    parts = [hit_columns(response.packed) for response in responses]
+    counts = [one for one in map(matching, responses) if one is not None]
+    return models.SearchResult(parts[0] if len(parts) == 1 else _joined(parts), k, joined, min(counts, default=None))
+
+
+def matching(response: search_service_pb2.SearchResponse) -> int | None:
+    """How many points pass the filter of one call; None where it had none."""
+    return response.matching_points if response.HasField("matching_points") else None
+
+
+def hit_columns(packed: search_service_pb2.PackedHits) -> models.HitColumns:
+    """Reads the hits of one answer, without a copy but of the ids."""
+    counts = np.frombuffer(packed.counts, "<u4")
+    scores = np.frombuffer(packed.scores, models.FLOAT32)
+    vectors = np.frombuffer(packed.vectors, models.FLOAT32).reshape(len(scores), -1) if packed.vectors else None
+    return models.HitColumns(_bounds(counts), list(packed.ids), scores, packed.payloads, vectors)
+
+
+def _joined(parts: Sequence[models.HitColumns]) -> models.HitColumns:
+    vectors = [part.vectors for part in parts if part.vectors is not None]
+    return models.HitColumns(
+        _bounds(np.concatenate([np.diff(part.bounds) for part in parts])),
+        [one for part in parts for one in part.ids],
+        np.concatenate([part.scores for part in parts]),
+        [one for part in parts for one in part.payloads],
+        np.concatenate(vectors) if vectors else None,
+    )
+
+
+def _bounds(counts: NDArray[Any]) -> NDArray[np.int64]:
+    bounds = np.zeros(len(counts) + 1, np.int64)
+    np.cumsum(counts, out=bounds[1:])
+    return bounds
 
 
 def cluster_info(message: cluster_service_pb2.GetClusterResponse) -> models.ClusterInfo:
@@ -155,7 +188,8 @@ def _replica(replica: cluster_service_pb2.ReplicaState) -> models.ReplicaState:
     )
 
 
-def _coverage(message: types_pb2.Coverage) -> models.Coverage:
+def coverage(message: types_pb2.Coverage) -> models.Coverage:
+    """Reads which shards an answer speaks for."""
     missing = tuple(models.MissingShard(gap.shard, gap.reason, gap.message) for gap in message.missing)
     return models.Coverage(message.shards_total, message.shards_answered, missing)
 

@@ -1,7 +1,7 @@
 """`Client`: the blocking client. A thin shell: the codec makes requests and results, `Attempts` decides about retries.
 
-Safe to share between threads. Several calls of one method (a large upsert) are in flight at once through gRPC's own futures;
-no thread of ours is involved.
+Safe to share between threads, whose searches then share calls. Several calls of one method (a large upsert) are in flight at
+once through gRPC's own futures; no thread of ours is involved.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import contextlib
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from types import TracebackType
 from typing import Self, SupportsIndex, TypeVar
 
@@ -35,6 +36,7 @@ from vectorfleet._models import (
     SearchResult,
     UpsertResult,
 )
+from vectorfleet._thread_sharing import ThreadSharing
 from vectorfleet.v1 import (
     cluster_service_pb2,
     cluster_service_pb2_grpc,
@@ -78,6 +80,7 @@ class Client:
         self._points = point_service_pb2_grpc.PointServiceStub(self._channel)
         self._search = search_service_pb2_grpc.SearchServiceStub(self._channel)
         self._cluster = cluster_service_pb2_grpc.ClusterServiceStub(self._channel)
+        self._sharing = ThreadSharing(partial(self._each, self._search.Search))
 
     def __enter__(self) -> Self:
         return self
@@ -273,7 +276,7 @@ class Client:
         """Finds the k nearest points to each query, best first.
 
         A shard that is down or slow costs its part of the answer, never the answer: look at `result.coverage`, or ask for
-        `min_coverage`. More than 1,024 queries are sent as several calls.
+        `min_coverage`. More than 1,024 queries are sent as several calls; single ones of several threads share calls.
 
         Args:
             name: the collection.
@@ -310,8 +313,7 @@ class Client:
             min_coverage=min_coverage,
             consistency_token=consistency_token,
         )
-        responses = self._each(self._search.Search, plan.calls, codec.VECTOR_CALLS_IN_FLIGHT, timeout)
-        return answers.search_result(list(responses), plan.k)
+        return self._sharing.search(plan, self._seconds(timeout))
 
     def cluster(self, *, timeout: float | None = None) -> ClusterInfo:
         """Returns nodes, shards and replicas as the router knows them."""
@@ -430,9 +432,7 @@ class Client:
         """Makes a call, of which the first attempt may have been `sent`, until it succeeds or there is no use in trying."""
         while True:
             try:
-                if sent is not None:
-                    return sent.result()
-                return method(call.request, timeout=attempts.remaining_s(time.monotonic()))
+                return sent.result() if sent else method(call.request, timeout=attempts.remaining_s(time.monotonic()))
             except (grpc.RpcError, ValueError) as error:
                 failure = codec.located(self._failure(error), call.rows)
                 pause_s = attempts.pause_s(failure, time.monotonic())

@@ -209,10 +209,36 @@ def scroll(
 
 @dataclass(frozen=True, slots=True)
 class Search:
-    """The checked calls of one search."""
+    """A checked search: what is asked for, and how."""
 
-    calls: Iterable[Call[search_service_pb2.SearchRequest]]
+    options: search_service_pb2.SearchRequest
+    """All but the queries."""
+    queries: list[search_service_pb2.Query]
     k: int
+
+    @property
+    def calls(self) -> Iterator[Call[search_service_pb2.SearchRequest]]:
+        """The search, cut into calls of at most 1,024 queries."""
+        return (
+            Call(search_request(self.options, self.queries[rows.start : rows.stop]), rows)
+            for rows in _ranges(len(self.queries), limits.QUERIES_MAX)
+        )
+
+    @property
+    def lane(self) -> tuple[bytes, int] | None:
+        """Searches of one lane ask alike, of one vector each, and so may share a call. None: it has its calls to itself."""
+        if len(self.queries) > 1 or not self.queries[0].vector:
+            return None
+        return self.options.SerializeToString(deterministic=True), len(self.queries[0].vector)
+
+
+def search_request(
+    options: search_service_pb2.SearchRequest, queries: Iterable[search_service_pb2.Query]
+) -> search_service_pb2.SearchRequest:
+    """Makes the request that asks these queries with these options."""
+    request = search_service_pb2.SearchRequest(queries=queries)
+    request.MergeFrom(options)
+    return request
 
 
 def search(
@@ -230,7 +256,7 @@ def search(
     min_coverage: float,
     consistency_token: bytes,
 ) -> Search:
-    """Checks the arguments of a search, then cuts it into calls of at most 1,024 queries."""
+    """Checks the arguments of a search."""
     queries = _queries(vectors, texts)
     hits = arguments.unsigned(k, "k")
     options = search_service_pb2.SearchRequest(
@@ -246,14 +272,9 @@ def search(
         with_vector=arguments.flag(with_vector, "with_vector"),
         min_coverage=_number(min_coverage, "min_coverage"),
         consistency_token=arguments.token(consistency_token),
+        packed=True,
     )
-
-    def one(rows: range) -> search_service_pb2.SearchRequest:
-        request = search_service_pb2.SearchRequest(queries=queries[rows.start : rows.stop])
-        request.MergeFrom(options)
-        return request
-
-    return Search((Call(one(rows), rows) for rows in _ranges(len(queries), limits.QUERIES_MAX)), hits)
+    return Search(options, queries, hits)
 
 
 def _queries(vectors: ArrayLike | None, texts: Iterable[str] | None) -> list[search_service_pb2.Query]:

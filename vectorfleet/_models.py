@@ -1,7 +1,7 @@
 """What the client answers with: plain values, frozen, without a trace of gRPC or protobuf in their public face.
 
-`SearchResult` is the one with a mind of its own: it keeps the answer as it came and makes arrays and `Hit` objects when they
-are first asked for, so that a benchmark of a million hits pays for ids and scores alone.
+`SearchResult` is the one with a mind of its own: it keeps the answer in columns, as it came, and makes arrays and `Hit` objects
+when they are first asked for, so that a benchmark of a million hits pays for ids and scores alone.
 """
 
 from __future__ import annotations
@@ -11,12 +11,11 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import pairwise
 from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-
-from vectorfleet.v1 import search_service_pb2
 
 Metric = Literal["l2", "dot", "cosine"]
 IndexKind = Literal["ivf_pq_fast_scan", "ivf_pq", "flat"]
@@ -170,6 +169,30 @@ class DeleteResult:
     consistency_token: bytes
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class HitColumns:
+    """The hits of all queries, a column each; those of query q are rows bounds[q] to bounds[q + 1], best first."""
+
+    bounds: NDArray[np.int64]
+    ids: list[str]
+    scores: NDArray[np.float32]
+    payloads: Sequence[bytes]
+    """Empty, or one a hit."""
+    vectors: NDArray[np.float32] | None
+    """float32 (hits, dim)."""
+
+    def of_queries(self, first: int, last: int) -> HitColumns:
+        """The columns of the queries from `first` to before `last`."""
+        begin, end = int(self.bounds[first]), int(self.bounds[last])
+        return HitColumns(
+            self.bounds[first : last + 1] - begin,
+            self.ids[begin:end],
+            self.scores[begin:end],
+            self.payloads[begin:end],
+            None if self.vectors is None else self.vectors[begin:end],
+        )
+
+
 class SearchResult:
     """The answers to all queries of one search, in the order asked; `len()` is the number of queries.
 
@@ -179,20 +202,14 @@ class SearchResult:
             find. Without: None.
     """
 
-    def __init__(
-        self,
-        results: Sequence[search_service_pb2.QueryResult],
-        k: int,
-        coverage: Coverage,
-        matching: int | None = None,
-    ) -> None:
-        self._results = results
+    def __init__(self, columns: HitColumns, k: int, coverage: Coverage, matching: int | None = None) -> None:
+        self._columns = columns
         self._k = k
         self.coverage: Final = coverage
         self.matching: Final = matching
 
     def __len__(self) -> int:
-        return len(self._results)
+        return len(self._columns.bounds) - 1
 
     def __repr__(self) -> str:
         answered = f"{self.coverage.shards_answered}/{self.coverage.shards_total}"
@@ -202,25 +219,31 @@ class SearchResult:
     def ids(self) -> NDArray[np.object_]:
         """Ids, best first: an object array of str (queries, k), filled up with "" where fewer than k were found."""
         ids = np.full((len(self), self._k), "", dtype=object)
-        for row, result in enumerate(self._results):
-            ids[row, : len(result.hits)] = [hit.id for hit in result.hits]
+        ids[self._found()] = self._columns.ids
         return ids
 
     @cached_property
     def scores(self) -> NDArray[np.float32]:
         """Scores of `ids`: float32 (queries, k), filled up with NaN."""
         scores = np.full((len(self), self._k), np.nan, dtype=np.float32)
-        for row, result in enumerate(self._results):
-            scores[row, : len(result.hits)] = [hit.score for hit in result.hits]
+        scores[self._found()] = self._columns.scores
         return scores
 
     @cached_property
     def hits(self) -> list[list[Hit]]:
         """For each query its hits, best first: at most k, and no id twice."""
-        return [
-            [Hit(hit.id, hit.score, payload_of(hit.payload), vector_of(hit.vector)) for hit in result.hits]
-            for result in self._results
-        ]
+        columns = self._columns
+        scores = columns.scores.tolist()
+        payloads = list(map(payload_of, columns.payloads)) or [None] * len(scores)
+        vectors: Sequence[NDArray[np.float32] | None] = (
+            [None] * len(scores) if columns.vectors is None else list(columns.vectors)
+        )
+        hits = list(map(Hit, columns.ids, scores, payloads, vectors))
+        return [hits[begin:end] for begin, end in pairwise(columns.bounds.tolist())]
+
+    def _found(self) -> NDArray[np.bool_]:
+        """Which places of an array (queries, k) hold a hit."""
+        return np.arange(self._k) < np.diff(self._columns.bounds)[:, None]
 
 
 @dataclass(frozen=True, slots=True)

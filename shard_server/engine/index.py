@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
@@ -54,7 +55,7 @@ assert limits.NLIST_MAX <= 1 << 16, "the number of a list fits uint16"
 assert faiss.cvar.distance_compute_blas_threshold > _EXACT_QUERIES_PER_CALL
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Codebook:
     """Coarse centroids and PQ codebooks: one for all shards of a collection, immutable, known by its checksum."""
 
@@ -84,18 +85,33 @@ class Codebook:
         """Lists to visit where the caller does not say; about 1.25·√nlist, at least 24."""
         return max(1, min(self.nlist, max(24, int(1.25 * float(self.nlist) ** 0.5))))
 
-    def assign(self, queries: Matrix, nprobe: int) -> tuple[NDArray[np.float32], Rows]:
-        """Finds each query's nearest lists, once for all segments; (float32[nq, nprobe], int64[nq, nprobe])."""
-        distances, lists = faiss.knn(
-            pad(queries, self.index.d), self.centroids, min(nprobe, self.nlist), metric=self.index.metric_type
-        )
-        return distances, lists
-
-    @property
+    @cached_property
     def centroids(self) -> Matrix:
         """float32[nlist, width]: the centres of the lists, in FAISS's own memory."""
         held = faiss.downcast_index(self.index.quantizer).get_xb()
         return np.asarray(faiss.rev_swig_ptr(held, self.nlist * self.index.d)).reshape(self.nlist, self.index.d)
+
+    @cached_property
+    def _half_squares(self) -> NDArray[np.float32]:
+        return np.asarray(0.5 * np.einsum("ij,ij->i", self.centroids, self.centroids), np.float32)
+
+    def assign(self, queries: Matrix, nprobe: int) -> tuple[NDArray[np.float32], Rows]:
+        """Finds each query's nearest lists, once for all segments; (float32[nq, nprobe], int64[nq, nprobe]), nearest first.
+
+        A matrix product and a partition: a third of what FAISS's flat quantizer takes to keep the best of so many.
+        """
+        queries = pad(queries, self.index.d)
+        nprobe = min(nprobe, self.nlist)
+        products = queries @ self.centroids.T
+        euclidean = self.index.metric_type == faiss.METRIC_L2
+        # Smaller is nearer: -q·c, or (|q - c|² - |q|²) / 2.
+        keys = self._half_squares - products if euclidean else -products
+        each = np.arange(len(queries))[:, None]
+        lists = np.argpartition(keys, nprobe - 1, axis=1)[:, :nprobe]
+        lists = lists[each, np.argsort(keys[each, lists], axis=1)]
+        keys = keys[each, lists]
+        distances = 2 * keys + np.einsum("ij,ij->i", queries, queries)[:, None] if euclidean else -keys
+        return np.ascontiguousarray(distances), np.ascontiguousarray(lists, np.int64)
 
 
 def _empty_index(content: bytes) -> Any:

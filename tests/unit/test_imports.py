@@ -36,7 +36,7 @@ PURE = (
     "vectorfleet/cluster/shard_map.py",
     "vectorfleet/cluster/placement.py",
     "router/assignment.py",
-    "router/batching.py",
+    "vectorfleet/batching.py",
     "router/circuit.py",
     "router/filters.py",
     "router/merge.py",

@@ -117,7 +117,7 @@ def test_values(name: str) -> None:
 
 def test_search_result() -> None:
     assert public(vectorfleet.SearchResult) == {"ids", "scores", "hits"}
-    assert signature(vectorfleet.SearchResult) == "(results, k, coverage, matching=None)"
+    assert signature(vectorfleet.SearchResult) == "(columns, k, coverage, matching=None)"
 
 
 def test_exceptions_have_one_root() -> None:

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from vectorfleet.v1 import types_pb2 as vectorfleet_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#vectorfleet/v1/search_service.proto\x12\x0evectorfleet.v1\x1a\x1avectorfleet/v1/types.proto\"a\n\x05Query\x12\x10\n\x06vector\x18\x01 \x01(\x0cH\x00\x12-\n\x06values\x18\x02 \x01(\x0b\x32\x1b.vectorfleet.v1.FloatVectorH\x00\x12\x0e\n\x04text\x18\x03 \x01(\tH\x00\x42\x07\n\x05query\"A\n\x0cSearchParams\x12\x0e\n\x06nprobe\x18\x01 \x01(\r\x12\x12\n\noversample\x18\x02 \x01(\x02\x12\r\n\x05\x65xact\x18\x03 \x01(\x08\"\x93\x02\n\rSearchRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\x12&\n\x07queries\x18\x02 \x03(\x0b\x32\x15.vectorfleet.v1.Query\x12\x0e\n\x01k\x18\x03 \x01(\rH\x00\x88\x01\x01\x12,\n\x06params\x18\x04 \x01(\x0b\x32\x1c.vectorfleet.v1.SearchParams\x12&\n\x06\x66ilter\x18\x05 \x01(\x0b\x32\x16.vectorfleet.v1.Filter\x12\x14\n\x0cwith_payload\x18\x06 \x01(\x08\x12\x13\n\x0bwith_vector\x18\x07 \x01(\x08\x12\x14\n\x0cmin_coverage\x18\x08 \x01(\x02\x12\x19\n\x11\x63onsistency_token\x18\t \x01(\x0c\x42\x04\n\x02_k\"A\n\x03Hit\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05score\x18\x02 \x01(\x02\x12\x0f\n\x07payload\x18\x03 \x01(\x0c\x12\x0e\n\x06vector\x18\x04 \x01(\x0c\"0\n\x0bQueryResult\x12!\n\x04hits\x18\x01 \x03(\x0b\x32\x13.vectorfleet.v1.Hit\"\x9c\x01\n\x0eSearchResponse\x12,\n\x07results\x18\x01 \x03(\x0b\x32\x1b.vectorfleet.v1.QueryResult\x12*\n\x08\x63overage\x18\x02 \x01(\x0b\x32\x18.vectorfleet.v1.Coverage\x12\x1c\n\x0fmatching_points\x18\x03 \x01(\x04H\x00\x88\x01\x01\x42\x12\n\x10_matching_points\"m\n\x13SearchStreamRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\x04\x12.\n\x07request\x18\x02 \x01(\x0b\x32\x1d.vectorfleet.v1.SearchRequest\x12\x12\n\ntimeout_ms\x18\x03 \x01(\r\"z\n\x14SearchStreamResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\x04\x12\x32\n\x08response\x18\x02 \x01(\x0b\x32\x1e.vectorfleet.v1.SearchResponseH\x00\x12\x0f\n\x05\x65rror\x18\x03 \x01(\x0cH\x00\x42\t\n\x07outcome2\xb7\x01\n\rSearchService\x12G\n\x06Search\x12\x1d.vectorfleet.v1.SearchRequest\x1a\x1e.vectorfleet.v1.SearchResponse\x12]\n\x0cSearchStream\x12#.vectorfleet.v1.SearchStreamRequest\x1a$.vectorfleet.v1.SearchStreamResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#vectorfleet/v1/search_service.proto\x12\x0evectorfleet.v1\x1a\x1avectorfleet/v1/types.proto\"a\n\x05Query\x12\x10\n\x06vector\x18\x01 \x01(\x0cH\x00\x12-\n\x06values\x18\x02 \x01(\x0b\x32\x1b.vectorfleet.v1.FloatVectorH\x00\x12\x0e\n\x04text\x18\x03 \x01(\tH\x00\x42\x07\n\x05query\"A\n\x0cSearchParams\x12\x0e\n\x06nprobe\x18\x01 \x01(\r\x12\x12\n\noversample\x18\x02 \x01(\x02\x12\r\n\x05\x65xact\x18\x03 \x01(\x08\"\xa3\x02\n\rSearchRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\x12&\n\x07queries\x18\x02 \x03(\x0b\x32\x15.vectorfleet.v1.Query\x12\x0e\n\x01k\x18\x03 \x01(\rH\x00\x88\x01\x01\x12,\n\x06params\x18\x04 \x01(\x0b\x32\x1c.vectorfleet.v1.SearchParams\x12&\n\x06\x66ilter\x18\x05 \x01(\x0b\x32\x16.vectorfleet.v1.Filter\x12\x14\n\x0cwith_payload\x18\x06 \x01(\x08\x12\x13\n\x0bwith_vector\x18\x07 \x01(\x08\x12\x14\n\x0cmin_coverage\x18\x08 \x01(\x02\x12\x19\n\x11\x63onsistency_token\x18\t \x01(\x0c\x12\x0e\n\x06packed\x18\n \x01(\x08\x42\x04\n\x02_k\"A\n\x03Hit\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05score\x18\x02 \x01(\x02\x12\x0f\n\x07payload\x18\x03 \x01(\x0c\x12\x0e\n\x06vector\x18\x04 \x01(\x0c\"0\n\x0bQueryResult\x12!\n\x04hits\x18\x01 \x03(\x0b\x32\x13.vectorfleet.v1.Hit\"\\\n\nPackedHits\x12\x0e\n\x06\x63ounts\x18\x01 \x01(\x0c\x12\x0b\n\x03ids\x18\x02 \x03(\t\x12\x0e\n\x06scores\x18\x03 \x01(\x0c\x12\x10\n\x08payloads\x18\x04 \x03(\x0c\x12\x0f\n\x07vectors\x18\x05 \x01(\x0c\"\xc8\x01\n\x0eSearchResponse\x12,\n\x07results\x18\x01 \x03(\x0b\x32\x1b.vectorfleet.v1.QueryResult\x12*\n\x08\x63overage\x18\x02 \x01(\x0b\x32\x18.vectorfleet.v1.Coverage\x12\x1c\n\x0fmatching_points\x18\x03 \x01(\x04H\x00\x88\x01\x01\x12*\n\x06packed\x18\x04 \x01(\x0b\x32\x1a.vectorfleet.v1.PackedHitsB\x12\n\x10_matching_points\"m\n\x13SearchStreamRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\x04\x12.\n\x07request\x18\x02 \x01(\x0b\x32\x1d.vectorfleet.v1.SearchRequest\x12\x12\n\ntimeout_ms\x18\x03 \x01(\r\"z\n\x14SearchStreamResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\x04\x12\x32\n\x08response\x18\x02 \x01(\x0b\x32\x1e.vectorfleet.v1.SearchResponseH\x00\x12\x0f\n\x05\x65rror\x18\x03 \x01(\x0cH\x00\x42\t\n\x07outcome2\xb7\x01\n\rSearchService\x12G\n\x06Search\x12\x1d.vectorfleet.v1.SearchRequest\x1a\x1e.vectorfleet.v1.SearchResponse\x12]\n\x0cSearchStream\x12#.vectorfleet.v1.SearchStreamRequest\x1a$.vectorfleet.v1.SearchStreamResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,17 +37,19 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SEARCHPARAMS']._serialized_start=182
   _globals['_SEARCHPARAMS']._serialized_end=247
   _globals['_SEARCHREQUEST']._serialized_start=250
-  _globals['_SEARCHREQUEST']._serialized_end=525
-  _globals['_HIT']._serialized_start=527
-  _globals['_HIT']._serialized_end=592
-  _globals['_QUERYRESULT']._serialized_start=594
-  _globals['_QUERYRESULT']._serialized_end=642
-  _globals['_SEARCHRESPONSE']._serialized_start=645
-  _globals['_SEARCHRESPONSE']._serialized_end=801
-  _globals['_SEARCHSTREAMREQUEST']._serialized_start=803
-  _globals['_SEARCHSTREAMREQUEST']._serialized_end=912
-  _globals['_SEARCHSTREAMRESPONSE']._serialized_start=914
-  _globals['_SEARCHSTREAMRESPONSE']._serialized_end=1036
-  _globals['_SEARCHSERVICE']._serialized_start=1039
-  _globals['_SEARCHSERVICE']._serialized_end=1222
+  _globals['_SEARCHREQUEST']._serialized_end=541
+  _globals['_HIT']._serialized_start=543
+  _globals['_HIT']._serialized_end=608
+  _globals['_QUERYRESULT']._serialized_start=610
+  _globals['_QUERYRESULT']._serialized_end=658
+  _globals['_PACKEDHITS']._serialized_start=660
+  _globals['_PACKEDHITS']._serialized_end=752
+  _globals['_SEARCHRESPONSE']._serialized_start=755
+  _globals['_SEARCHRESPONSE']._serialized_end=955
+  _globals['_SEARCHSTREAMREQUEST']._serialized_start=957
+  _globals['_SEARCHSTREAMREQUEST']._serialized_end=1066
+  _globals['_SEARCHSTREAMRESPONSE']._serialized_start=1068
+  _globals['_SEARCHSTREAMRESPONSE']._serialized_end=1190
+  _globals['_SEARCHSERVICE']._serialized_start=1193
+  _globals['_SEARCHSERVICE']._serialized_end=1376
 # @@protoc_insertion_point(module_scope)

@@ -98,6 +98,7 @@ class SearchRequest(_message.Message):
     WITH_VECTOR_FIELD_NUMBER: _builtins.int
     MIN_COVERAGE_FIELD_NUMBER: _builtins.int
     CONSISTENCY_TOKEN_FIELD_NUMBER: _builtins.int
+    PACKED_FIELD_NUMBER: _builtins.int
     collection: _builtins.str
     """REQUIRED."""
     k: _builtins.int
@@ -110,6 +111,8 @@ class SearchRequest(_message.Message):
     """OPTIONAL. The share of shards that must answer, 0 to 1. Zero: any, the answer says which."""
     consistency_token: _builtins.bytes
     """OPTIONAL. A write's consistency_token: the search sees that write. Empty: the latest that each replica has."""
+    packed: _builtins.bool
+    """OPTIONAL. True: the answer comes as `packed` instead of `results`, which costs both sides far less."""
     @_builtins.property
     def queries(self) -> _containers.RepeatedCompositeFieldContainer[Global___Query]:
         """REQUIRED. 1 to 1,024."""
@@ -134,10 +137,11 @@ class SearchRequest(_message.Message):
         with_vector: _builtins.bool = ...,
         min_coverage: _builtins.float = ...,
         consistency_token: _builtins.bytes = ...,
+        packed: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_k", b"_k", "filter", b"filter", "k", b"k", "params", b"params"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_k", b"_k", "collection", b"collection", "consistency_token", b"consistency_token", "filter", b"filter", "k", b"k", "min_coverage", b"min_coverage", "params", b"params", "queries", b"queries", "with_payload", b"with_payload", "with_vector", b"with_vector"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_k", b"_k", "collection", b"collection", "consistency_token", b"consistency_token", "filter", b"filter", "k", b"k", "min_coverage", b"min_coverage", "packed", b"packed", "params", b"params", "queries", b"queries", "with_payload", b"with_payload", "with_vector", b"with_vector"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__k: _TypeAlias = _typing.Literal["k"]  # noqa: Y015
     _WhichOneofArgType__k: _TypeAlias = _typing.Literal["_k", b"_k"]  # noqa: Y015
@@ -203,30 +207,78 @@ class QueryResult(_message.Message):
 Global___QueryResult: _TypeAlias = QueryResult  # noqa: Y015
 
 @_typing.final
+class PackedHits(_message.Message):
+    """The hits of all queries, column by column; those of query q follow those of query q - 1, best first."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COUNTS_FIELD_NUMBER: _builtins.int
+    IDS_FIELD_NUMBER: _builtins.int
+    SCORES_FIELD_NUMBER: _builtins.int
+    PAYLOADS_FIELD_NUMBER: _builtins.int
+    VECTORS_FIELD_NUMBER: _builtins.int
+    counts: _builtins.bytes
+    """Hits of each query, in the order asked: little-endian uint32[queries]."""
+    scores: _builtins.bytes
+    """As `Hit.score`: little-endian float32[hits]."""
+    vectors: _builtins.bytes
+    """Empty, or little-endian float32[hits, dim]."""
+    @_builtins.property
+    def ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """One a hit."""
+
+    @_builtins.property
+    def payloads(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """Empty, or one a hit: as `Hit.payload`."""
+
+    def __init__(
+        self,
+        *,
+        counts: _builtins.bytes = ...,
+        ids: _abc.Iterable[_builtins.str] | None = ...,
+        scores: _builtins.bytes = ...,
+        payloads: _abc.Iterable[_builtins.bytes] | None = ...,
+        vectors: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "ids", b"ids", "payloads", b"payloads", "scores", b"scores", "vectors", b"vectors"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PackedHits: _TypeAlias = PackedHits  # noqa: Y015
+
+@_typing.final
 class SearchResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     RESULTS_FIELD_NUMBER: _builtins.int
     COVERAGE_FIELD_NUMBER: _builtins.int
     MATCHING_POINTS_FIELD_NUMBER: _builtins.int
+    PACKED_FIELD_NUMBER: _builtins.int
     matching_points: _builtins.int
     """With a filter: how many points pass it, on the shards that answered. Where this is below k, there were no more to find."""
     @_builtins.property
     def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___QueryResult]:
-        """One for each query, in the order asked."""
+        """One for each query, in the order asked. Empty where `packed` was asked for."""
 
     @_builtins.property
     def coverage(self) -> _types_pb2.Coverage: ...
+    @_builtins.property
+    def packed(self) -> Global___PackedHits:
+        """Set where it was asked for."""
+
     def __init__(
         self,
         *,
         results: _abc.Iterable[Global___QueryResult] | None = ...,
         coverage: _types_pb2.Coverage | None = ...,
         matching_points: _builtins.int | None = ...,
+        packed: Global___PackedHits | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_matching_points", b"_matching_points", "coverage", b"coverage", "matching_points", b"matching_points"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_matching_points", b"_matching_points", "coverage", b"coverage", "matching_points", b"matching_points", "packed", b"packed"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_matching_points", b"_matching_points", "coverage", b"coverage", "matching_points", b"matching_points", "results", b"results"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_matching_points", b"_matching_points", "coverage", b"coverage", "matching_points", b"matching_points", "packed", b"packed", "results", b"results"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__matching_points: _TypeAlias = _typing.Literal["matching_points"]  # noqa: Y015
     _WhichOneofArgType__matching_points: _TypeAlias = _typing.Literal["_matching_points", b"_matching_points"]  # noqa: Y015

@@ -238,21 +238,25 @@ class FakeCluster(
             response = search_service_pb2.SearchResponse(coverage=self._coverage())
             ids = sorted(shelf.points)
             rows = np.stack([shelf.points[one].vector for one in ids]) if ids else np.empty((0, shelf.spec.dim))
+            assert request.packed, "the clients ask for columns"
+            counts, scores = [], []
             for number, query in enumerate(request.queries):
                 given = embedded(query.text) if query.text else np.frombuffer(query.vector, "<f4")
                 if len(given) != shelf.spec.dim:
                     field = f"queries[{number}].vector"
                     raise errors.InvalidRequest("another dimension", reason="WRONG_DIMENSION", field=field)
-                result = response.results.add()
-                scores = np.linalg.norm(rows - given, axis=1)
-                for at in np.argsort(scores, kind="stable")[: request.k]:
-                    stored = shelf.points[ids[at]]
-                    result.hits.add(
-                        id=ids[at],
-                        score=scores[at],
-                        payload=stored.payload if request.with_payload else b"",
-                        vector=stored.vector.tobytes() if request.with_vector else b"",
-                    )
+                distances = np.linalg.norm(rows - given, axis=1)
+                best = np.argsort(distances, kind="stable")[: request.k]
+                counts.append(len(best))
+                scores.extend(distances[best])
+                found = [shelf.points[ids[at]] for at in best]
+                response.packed.ids.extend(ids[at] for at in best)
+                if request.with_payload:
+                    response.packed.payloads.extend(one.payload for one in found)
+                if request.with_vector:
+                    response.packed.vectors += b"".join(one.vector.tobytes() for one in found)
+            response.packed.counts = np.array(counts, "<u4").tobytes()
+            response.packed.scores = np.array(scores, "<f4").tobytes()
             return response
 
         return self._answer("Search", request, context, search)

@@ -203,21 +203,30 @@ def test_a_search_is_cut_into_calls_and_joined() -> None:
         coverage = types_pb2.Coverage(shards_total=4, shards_answered=4 - len(missing))
         for shard in missing:
             coverage.missing.add(shard=shard, reason="SHARD_UNAVAILABLE")
-        hits = [[search_service_pb2.Hit(id=str(row), score=row)] for row in call.rows]
-        results = [search_service_pb2.QueryResult(hits=one) for one in hits]
-        return search_service_pb2.SearchResponse(results=results, coverage=coverage)
+        assert call.request.packed
+        packed = search_service_pb2.PackedHits(
+            counts=np.ones(len(call.rows), "<u4").tobytes(),
+            ids=[str(row) for row in call.rows],
+            scores=np.array(call.rows, "<f4").tobytes(),
+        )
+        return search_service_pb2.SearchResponse(packed=packed, coverage=coverage)
 
     found = answers.search_result([answer(calls[0], []), answer(calls[1], [2]), answer(calls[2], [1, 2])], plan.k)
     assert len(found) == 2_100
-    assert found.ids[:, 0].tolist() == [str(row) for row in range(2_100)]
+    assert found.ids.tolist() == [[str(row), ""] for row in range(2_100)]
+    assert found.scores[:, 0].tolist() == list(range(2_100))
+    assert [(hits[0].id, hits[0].vector) for hits in found.hits] == [(str(row), None) for row in range(2_100)]
     assert (found.coverage.shards_total, found.coverage.shards_answered) == (4, 2)
     assert [gap.shard for gap in found.coverage.missing] == [1, 2]
 
 
 def test_arrays_are_filled_up_and_made_once() -> None:
     response = search_service_pb2.SearchResponse(coverage=types_pb2.Coverage(shards_total=1, shards_answered=1))
-    response.results.add().hits.add(id="a", score=1.5, payload=b'{"x":1}', vector=np.float32([1, 2]).tobytes())
-    response.results.add()
+    packed = response.packed
+    packed.ids.append("a")
+    packed.counts, packed.scores = np.array([1, 0], "<u4").tobytes(), np.float32(1.5).tobytes()
+    packed.payloads.append(b'{"x":1}')
+    packed.vectors = np.float32([1, 2]).tobytes()
     found = answers.search_result([response], 3)
     assert found.ids.tolist() == [["a", "", ""], ["", "", ""]]
     assert found.scores.dtype == np.float32

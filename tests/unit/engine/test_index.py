@@ -1,7 +1,7 @@
 """The index against itself and against the truth.
 
-Joined segments have the same lists as ones encoded again, at the lengths where FAISS would overrun them too; and the default
-parameters find what is near, also where the lengths of the vectors decide.
+Joined segments have the same lists as ones encoded again, at the lengths where FAISS would overrun them too; the
+default parameters find what is near, also where the lengths of the vectors decide; queries go to the lists that are nearest.
 """
 
 from __future__ import annotations
@@ -87,3 +87,29 @@ def test_an_index_that_the_disk_did_not_take_is_not_given_a_checksum() -> None:
     )
     with pytest.raises(OSError, match="No space left"):
         index.encode(Path("/dev/full"), index.Codebook.load(content, 1), [vectors])
+
+
+@pytest.mark.parametrize("metric", [types_pb2.METRIC_L2, types_pb2.METRIC_DOT])
+@pytest.mark.parametrize("dim", [32, 30])
+def test_queries_are_assigned_to_their_nearest_lists(metric: int, dim: int) -> None:
+    rng = np.random.default_rng(4)
+    vectors = rng.standard_normal((2_000, dim)).astype(np.float32)
+    content = index.train_codebook(
+        vectors, kind=types_pb2.INDEX_KIND_IVF_PQ_FAST_SCAN, metric=metric, nlist=64, m=M, seed=1
+    )
+    codebook = index.Codebook.load(content, 1)
+    queries = rng.standard_normal((40, dim)).astype(np.float32)
+    wide = index.pad(queries, codebook.index.d).astype(np.float64)
+    centroids = codebook.centroids.astype(np.float64)
+    if metric == types_pb2.METRIC_L2:
+        exact = ((wide[:, None] - centroids[None]) ** 2).sum(axis=2)
+        ranked = np.argsort(exact, axis=1)
+    else:
+        exact = wide @ centroids.T
+        ranked = np.argsort(-exact, axis=1)
+    for nprobe in (1, 9, 64, 100):
+        distances, lists = codebook.assign(queries, nprobe)
+        nearest = ranked[:, :nprobe]
+        expected = np.take_along_axis(exact, nearest, axis=1)
+        np.testing.assert_array_equal(lists, nearest)
+        np.testing.assert_allclose(distances, expected, rtol=1e-4, atol=1e-4)

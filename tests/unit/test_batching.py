@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.batching import PATIENCE_S, Lane
+from vectorfleet.batching import PATIENCE_S, Lane
 
 
 def taken(lane: Lane[str], now_s: float) -> list[list[str]]:

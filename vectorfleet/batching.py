@@ -1,8 +1,9 @@
 """Searches that wait together travel together: the policy of natural batching, as pure state.
 
 There is no timer that makes anybody wait. When nothing of a lane is under way, a search leaves at once; while batches are
-under way, searches queue, and all of them leave as one batch when one comes back. So a quiet router adds no delay, and a busy
-one makes few large calls, which cost far less than many small ones.
+under way, searches queue, and all of them leave as one batch when one comes back. So a quiet process adds no delay, and a busy
+one makes few large calls, which cost far less than many small ones. Routers batch what they ask of shards, clients what
+they ask of routers.
 
 A batch that takes long holds its place for `PATIENCE_S` only: behind a node that hangs, others must not wait.
 

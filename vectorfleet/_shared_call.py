@@ -1,0 +1,43 @@
+"""Searches that share a call: what goes with a query, how the requests become one, and how the answer is divided. Pure.
+
+A shared call must not show in what a caller gets. So only searches that ask alike travel together (`codec.Search.lane`,
+and the same timeout), the call ends when the first of them has to, and where it fails for what one of them may have
+caused, each goes on alone in the time that it has left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+from vectorfleet import _answers as answers
+from vectorfleet import _codec as codec
+from vectorfleet import errors
+from vectorfleet._models import SearchResult
+from vectorfleet.v1 import search_service_pb2
+
+CALLS_IN_FLIGHT: Final = 2
+"""Of one lane: while one is under way the next can be sent, and what comes meanwhile waits to go together."""
+
+Lane = tuple[tuple[bytes, int], float]
+"""What all searches of a shared call have in common: how they ask, and for how long."""
+
+
+def join(plans: Sequence[codec.Search]) -> codec.Call[search_service_pb2.SearchRequest]:
+    """Makes one call of searches of one lane."""
+    return codec.Call(codec.search_request(plans[0].options, [query for plan in plans for query in plan.queries]))
+
+
+def divide(response: search_service_pb2.SearchResponse, plans: Sequence[codec.Search]) -> Iterable[SearchResult]:
+    """Gives each search its part of the answer; lazily."""
+    columns = answers.hit_columns(response.packed)
+    coverage, matching = answers.coverage(response.coverage), answers.matching(response)
+    return (
+        SearchResult(columns.of_queries(number, number + 1), plan.k, coverage, matching)
+        for number, plan in enumerate(plans)
+    )
+
+
+def concerns_all(error: errors.VectorfleetError) -> bool:
+    """Whether each of the searches would have failed like this alone: what is at fault is not in any of them."""
+    return error.retryable or isinstance(error, errors.NotFound) or error.reason in ("OVERLOADED", "CLIENT_CLOSED")
