@@ -7,7 +7,7 @@ BUF    := node_modules/.bin/buf
 POLICY := $(VENV)/policy
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up test lint format bench torture fuzz proto proto-check lock clean
+.PHONY: help setup demo up test lint format bench bench-compare torture fuzz proto proto-check lock clean
 
 help: ## Show this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -53,6 +53,9 @@ format: $(STAMP) ## Format the code
 
 bench: $(STAMP) ## Measure recall, speed and memory against bare FAISS
 	$(BIN)/python -m loadtest.bench $(ARGS)
+
+bench-compare: $(STAMP) ## Put the last benchmark run beside the one before (ARGS="--before FILE" for another)
+	$(BIN)/python -m loadtest.compare $(ARGS)
 
 proto: $(STAMP) ## Regenerate vectorfleet/v1 and vectorfleet/internal from protos/
 	$(BIN)/python protos/generate.py

@@ -19,7 +19,7 @@ from pathlib import Path
 import psutil
 
 import vectorfleet
-from loadtest import datasets, memory, quality, records, speed
+from loadtest import memory, quality, records, speed, speed_tables
 from loadtest.fleet import local_cluster
 from vectorfleet.local import LocalCluster
 
@@ -66,17 +66,22 @@ def measure_quality(record: records.Record, log: Log) -> bool:
 def measure_synthetic(points: int, parts: set[str], record: records.Record, log: Log) -> bool:
     """Runs speed and memory, which share one loaded cluster."""
     log(f"drawing {points:,} vectors")
-    data = datasets.synthetic(points, 128)
+    data, fresh = speed.data_set(points)
     met = True
+    found = None
     with cluster(log) as fleet, vectorfleet.Client(fleet.address, timeout=60.0) as client:
         before = memory.resident(client)
         loaded = speed.load(client, data)
         log(f"indexed after {loaded.settled_s:.0f} s")
         if "memory" in parts:
             met &= memory.measure(client, data.name, before, record)
-        asked = speed.measure(fleet.address, data, loaded, log) if "speed" in parts else {}
-    if asked:
-        speed.compare(data, loaded, asked, record, log)
+        if "speed" in parts:
+            parameters, found = speed.measure(fleet, data, fresh, loaded, log)
+    if found is not None:
+        bare = speed.beside(data, parameters, log)
+        speed.record_all(record, data, loaded, parameters, found, bare)
+        speed_tables.show(data.name, loaded, parameters, len(data.base), found, bare)
+        met &= all(bar.met for bar in speed_tables.bars(loaded, found, bare))
     return met
 
 

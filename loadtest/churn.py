@@ -14,7 +14,8 @@ import numpy as np
 
 import vectorfleet
 from loadtest import datasets, loading, runbooks, scoring
-from loadtest.quality import K, rows_of
+from loadtest.asking import rows_of
+from loadtest.quality import K
 from loadtest.records import Record, table
 
 RUNBOOKS = ("simple_replace_runbook", "simple_runbook")

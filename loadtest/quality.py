@@ -15,6 +15,7 @@ import numpy as np
 
 import vectorfleet
 from loadtest import datasets, loading, scoring
+from loadtest.asking import rows_of
 from loadtest.records import Record, table
 
 K = 10
@@ -136,11 +137,6 @@ def recall_of(
         answered.append(rows_of(found.ids) - first)
     rows = np.maximum(np.concatenate(answered), -1)
     return scoring.recall_by_distance(live, queries, rows, bounds)
-
-
-def rows_of(ids: np.ndarray[tuple[int, ...], np.dtype[np.object_]]) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
-    """Row numbers of ids that are row numbers; far below 0 where an answer has fewer."""
-    return np.where(ids == "", "-1000000000", ids).astype(np.int64)
 
 
 def _mean(values: Iterator[float]) -> float:

@@ -1,36 +1,66 @@
 """How fast the cluster answers and loads, beside bare FAISS on the same data, with the same parameters, in the same run.
 
-Closed loop: a caller asks its next query when the last was answered; 1, 16 and 64 of them share one AsyncClient, each
-query its own call; then calls of 100 queries. Client, router, shard servers and etcd share the machine's cores; FAISS
-has them to itself. Recall is that of the measured answers.
+Client, router, shard servers and etcd share the machine's cores; FAISS, afterwards, has them to itself. Lists visited are
+as many as recall@10 of 0.95 takes, for both sides. Recall is that of the measured answers.
 """
 
 from __future__ import annotations
 
 import asyncio
-import itertools
+import contextlib
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 import vectorfleet
-from loadtest import bare_faiss, datasets, loading, scoring
-from loadtest.latency import Latencies
-from loadtest.quality import rows_of
-from loadtest.records import Record, table
+from loadtest import bare_faiss, datasets, loading, scoring, usage
+from loadtest.asking import Asked, Target, Through, closed_loop, open_loop
+from loadtest.records import Record
+from vectorfleet.local import LocalCluster
 
-K = 10
-OVERSAMPLE = 10.0
-SECONDS = 5.0
-WARM_UP_S = 1.0
-BATCH = 100
-BATCHES_IN_FLIGHT = 2
+K: Final = 10
+OVERSAMPLE: Final = 10.0
+RECALL: Final = 0.95
+SECONDS: Final = 4.0
+WARM_UP_S: Final = 1.0
+INGEST_BATCH: Final = 1_000
+INGEST_SHARE: Final = 0.5
+"""Of the measured rate of loading, while searches are measured beside it."""
+OPEN_LOOP_SHARE: Final = 0.5
+"""Of what 64 callers got, as the rate at which queries come due."""
+FRESH: Final = 200_000
+"""Points that nobody stored before: to be ingested while searches are measured."""
+
+Log = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way of asking, and what of bare FAISS stands beside it."""
+
+    label: str
+    callers: int
+    size: int
+    through: Through
+    beside: str
+    """Of bare FAISS: "one", one by one on one thread; "threads", on a thread for each core; "batches"."""
+
+
+WAYS: Final = (
+    Way("one at a time", 1, 1, "client", "one"),
+    Way("one at a time, stubs", 1, 1, "stubs", "one"),
+    Way("16 callers", 16, 1, "client", "threads"),
+    Way("16 callers, stubs", 16, 1, "stubs", "threads"),
+    Way("64 callers", 64, 1, "client", "threads"),
+    Way("64 callers, stubs", 64, 1, "stubs", "threads"),
+    Way("batches of 100", 2, 100, "client", "batches"),
+)
 
 
 @dataclass(frozen=True)
@@ -42,6 +72,30 @@ class Loaded:
     settled_s: float
     """From the first point until all is indexed."""
     parameters: bare_faiss.Parameters
+
+
+@dataclass(frozen=True)
+class Answered:
+    """One way's figures of the cluster."""
+
+    queries_s: float
+    p50_ms: float
+    p95_ms: float
+    p99_ms: float
+    recall: float
+    cpu_ms: dict[str, float]
+    """CPU milliseconds a query, by process."""
+
+    @property
+    def servers_cpu_ms(self) -> float:
+        """Of routers and shard servers."""
+        return sum(spent for name, spent in self.cpu_ms.items() if name.startswith(("router", "node")))
+
+
+def data_set(points: int) -> tuple[datasets.VectorSet, datasets.Floats]:
+    """Draws vectors to store with queries for them, and fresh vectors of the same kind, float32 (FRESH, dim)."""
+    drawn = datasets.synthetic(points, 128, queries=1_000 + min(FRESH, points))
+    return replace(drawn, queries=drawn.queries[:1_000]), drawn.queries[1_000:]
 
 
 def load(client: vectorfleet.Client, data: datasets.VectorSet) -> Loaded:
@@ -58,120 +112,149 @@ def load(client: vectorfleet.Client, data: datasets.VectorSet) -> Loaded:
     return Loaded(count / written_s, time.perf_counter() - start_s, parameters)
 
 
-def measure(
-    address: str, data: datasets.VectorSet, loaded: Loaded, log: Callable[[str], None]
-) -> dict[str, dict[str, float]]:
-    """Asks in each way; returns figures by way: "1", "16", "64" callers, "batch"."""
-    found: dict[str, dict[str, float]] = {}
-    bounds = scoring.nearest_distances(data.base, data.queries, K)
-    for way, callers, size in (("1", 1, 1), ("16", 16, 1), ("64", 64, 1), ("batch", BATCHES_IN_FLIGHT, BATCH)):
-        log(f"asking: {callers} callers, {size} queries a call")
-        latencies, answers = asyncio.run(_ask(address, data, loaded.parameters, callers, size))
-        asked = np.fromiter(answers.keys(), np.int64)
-        rows = np.stack([answers[query] for query in asked])
-        recall = scoring.recall_by_distance(data.base, data.queries[asked], rows, bounds[asked])
-        found[way] = {**latencies.as_dict(), "recall": recall}
-    return found
+class Measurement:
+    """The searches of one loaded cluster."""
+
+    def __init__(self, fleet: LocalCluster, data: datasets.VectorSet, loaded: Loaded, log: Log) -> None:
+        self._fleet = fleet
+        self._data = data
+        self._log = log
+        self._bounds = scoring.nearest_distances(data.base, data.queries, K)
+        self._stored = data.base
+        self._target = Target(fleet.address, data.name, loaded.parameters)
+
+    @property
+    def parameters(self) -> bare_faiss.Parameters:
+        """How hard all of them look."""
+        return self._target.parameters
+
+    def tune(self) -> None:
+        """Visits more lists, in steps of a fifth, until recall reaches the bar."""
+        while True:
+            found = self._closed(Way("tuning", 2, 100, "client", ""), seconds=1.0)
+            used = self.parameters
+            self._log(f"nprobe {used.nprobe}: recall@{K} {found.recall:.4f}")
+            if found.recall >= RECALL or used.nprobe == used.nlist:
+                return
+            wider = min(used.nlist, round(1.2 * used.nprobe))
+            self._target = replace(self._target, parameters=replace(used, nprobe=wider))
+
+    def closed(self) -> dict[str, Answered]:
+        """Asks in each way, closed loop; by label."""
+        return {way.label: self._closed(way) for way in WAYS}
+
+    def open(self, queries_s: float) -> Answered:
+        """Single queries that come due `queries_s` a second."""
+        self._log(f"asking as queries come due, {queries_s:.0f} a second")
+        with usage.measured(self._fleet) as used:
+            asked = open_loop(self._target, self._data.queries, queries_s=queries_s, seconds=SECONDS)
+        return self._summed(asked, used, SECONDS)
+
+    def while_ingesting(self, fresh: datasets.Floats, points_s: float) -> tuple[Answered, float]:
+        """64 callers beside writes of new points; also returns the points a second that were written."""
+        way = next(way for way in WAYS if way.label == "64 callers")
+        # A fresh point that is nearer than the k-th of the stored ones is as good an answer.
+        self._stored = np.concatenate((self._data.base, fresh))
+        with _ingesting(self._target, fresh, len(self._data.base), points_s) as written:
+            found = self._closed(way)
+        self._stored = self._data.base
+        return found, written()
+
+    def _closed(self, way: Way, seconds: float = SECONDS) -> Answered:
+        self._log(f"asking: {way.callers} callers, {way.size} queries a call, through {way.through}")
+        with usage.measured(self._fleet) as used:
+            asked = closed_loop(
+                self._target,
+                self._data.queries,
+                callers=way.callers,
+                size=way.size,
+                through=way.through,
+                seconds=seconds,
+                warm_up_s=WARM_UP_S,
+            )
+        return self._summed(asked, used, seconds + WARM_UP_S)
+
+    def _summed(self, asked: Asked, used: usage.Usage, seconds: float) -> Answered:
+        queries = np.fromiter(asked.rows, np.int64)
+        rows = np.stack([asked.rows[query] for query in asked.rows])
+        recall = scoring.recall_by_distance(
+            self._stored, self._data.queries[queries], np.maximum(rows, -1), self._bounds[queries]
+        )
+        answered = asked.latencies.queries_s * seconds
+        cpu_ms = {name: spent_s * 1e3 / answered for name, spent_s in used.cpu_s.items()}
+        return Answered(**asked.latencies.as_dict(), recall=recall, cpu_ms=cpu_ms)
 
 
-async def _ask(
-    address: str, data: datasets.VectorSet, parameters: bare_faiss.Parameters, callers: int, size: int
-) -> tuple[Latencies, dict[int, NDArray[np.int64]]]:
-    """Runs one closed loop; returns its latencies, and the answered rows by query."""
-    taken: list[float] = []
-    answers: dict[int, Any] = {}
-    count = len(data.queries)
-    turns: Iterator[int] = itertools.count()
-    begin_s = time.perf_counter() + WARM_UP_S
-    end_s = begin_s + SECONDS
+@contextlib.contextmanager
+def _ingesting(
+    target: Target, vectors: datasets.Floats, first_id: int, points_s: float
+) -> Iterator[Callable[[], float]]:
+    """Writes vectors at a steady rate, from a thread, until the block ends; yields what tells points a second so far."""
+    stop = threading.Event()
+    begin_s = time.perf_counter()
+    written = 0
+    ended_s = begin_s
 
-    async with vectorfleet.AsyncClient(address, timeout=30.0) as client:
+    async def write() -> None:
+        nonlocal written, ended_s
+        async with vectorfleet.AsyncClient(target.address, timeout=60.0) as client:
+            for first in range(0, len(vectors) - INGEST_BATCH + 1, INGEST_BATCH):
+                await asyncio.sleep(max(0.0, begin_s + first / points_s - time.perf_counter()))
+                if stop.is_set():
+                    return
+                ids = range(first_id + first, first_id + first + INGEST_BATCH)
+                await client.upsert(target.collection, ids=ids, vectors=vectors[first : first + INGEST_BATCH])
+                written += INGEST_BATCH
+                ended_s = time.perf_counter()
 
-        async def call() -> None:
-            while (start_s := time.perf_counter()) < end_s:
-                first = next(turns) * size % (count - size + 1)
-                found = await client.search(
-                    data.name,
-                    vectors=data.queries[first : first + size],
-                    k=K,
-                    nprobe=parameters.nprobe,
-                    oversample=parameters.oversample,
-                    min_coverage=1.0,
-                )
-                if start_s >= begin_s:
-                    taken.append(time.perf_counter() - start_s)
-                    for row in range(size):
-                        answers.setdefault(first + row, found.ids[row])
-
-        async with asyncio.TaskGroup() as tasks:
-            for _ in range(callers):
-                tasks.create_task(call())
-    whole_s = time.perf_counter() - begin_s
-    return Latencies.of(taken, whole_s, size), {query: rows_of(ids) for query, ids in answers.items()}
+    thread = threading.Thread(target=lambda: asyncio.run(write()), name="ingesting")
+    thread.start()
+    try:
+        yield lambda: written / max(1e-9, ended_s - begin_s)
+    finally:
+        stop.set()
+        thread.join()
 
 
-def compare(
-    data: datasets.VectorSet,
-    loaded: Loaded,
-    asked: dict[str, dict[str, float]],
-    record: Record,
-    log: Callable[[str], None],
-) -> None:
-    """Measures bare FAISS on the same data and prints both. The cluster must have stopped: FAISS gets all cores."""
+def beside(data: datasets.VectorSet, parameters: bare_faiss.Parameters, log: Log) -> dict[str, Any]:
+    """Measures bare FAISS on the same data. The cluster must have stopped: FAISS gets all cores."""
     with tempfile.TemporaryDirectory(prefix="vectorfleet-bench-") as scratch:
         np.save(Path(scratch) / "base.npy", data.base)
         np.save(Path(scratch) / "queries.npy", data.queries)
-        bare = bare_faiss.measure(Path(scratch), loaded.parameters, log)
+        bare = bare_faiss.measure(Path(scratch), parameters, log)
         rows = np.load(Path(scratch) / "rows.npy")
-    bare_recall = scoring.recall_by_distance(
-        data.base, data.queries, rows, scoring.nearest_distances(data.base, data.queries, K)
-    )
-    labels = {"1": "one at a time", "16": "16 callers", "64": "64 callers", "batch": f"batches of {BATCH}"}
-    lines = []
-    for way, label in labels.items():
-        ours, theirs = asked[way], bare["ways"][way]
-        ratio = ours["queries_s"] / theirs["queries_s"]
+    bounds = scoring.nearest_distances(data.base, data.queries, K)
+    return {**bare, "recall": scoring.recall_by_distance(data.base, data.queries, rows, bounds)}
+
+
+def measure(
+    fleet: LocalCluster, data: datasets.VectorSet, fresh: datasets.Floats, loaded: Loaded, log: Log
+) -> tuple[bare_faiss.Parameters, dict[str, Any]]:
+    """Measures the cluster; returns what it was asked with, and its figures by name."""
+    measurement = Measurement(fleet, data, loaded, log)
+    measurement.tune()
+    closed = measurement.closed()
+    opened = measurement.open(OPEN_LOOP_SHARE * closed["64 callers"].queries_s)
+    ingesting, points_s = measurement.while_ingesting(fresh, INGEST_SHARE * loaded.points_s)
+    return measurement.parameters, {"closed": closed, "open": opened, "ingesting": ingesting, "ingested": points_s}
+
+
+def record_all(
+    record: Record, data: datasets.VectorSet, loaded: Loaded, parameters: bare_faiss.Parameters,
+    found: dict[str, Any], bare: dict[str, Any],
+) -> None:  # fmt: skip
+    """Appends all figures, a line each."""
+    about = {"data": data.name, "nlist": parameters.nlist, "nprobe": parameters.nprobe, "oversample": OVERSAMPLE}
+    for way in WAYS:
+        ours, theirs = found["closed"][way.label], bare["ways"][way.beside]
         record.add(
-            "speed", data=data.name, way=label, cluster=ours, faiss=theirs, faiss_recall=bare_recall, ratio=ratio
-        )
-        lines.append(
-            {
-                data.name: label,
-                "queries/s": f"{ours['queries_s']:,.0f}",
-                "p50 ms": f"{ours['p50_ms']:.2f}",
-                "p95 ms": f"{ours['p95_ms']:.2f}",
-                "p99 ms": f"{ours['p99_ms']:.2f}",
-                "recall@10": f"{ours['recall']:.4f}",
-                "FAISS queries/s": f"{theirs['queries_s']:,.0f}",
-                "FAISS p50 ms": f"{theirs['p50_ms']:.2f}",
-                "FAISS recall@10": f"{bare_recall:.4f}",
-                "cluster ÷ FAISS": f"{ratio:.2f}",
-            }
-        )
-    used = loaded.parameters
-    print(table(f"Speed: nlist {used.nlist}, m {used.m}, nprobe {used.nprobe}, oversample {used.oversample:g}", lines))
-    build_points_s = len(data.base) / (bare["train_s"] + len(data.base) / bare["add_points_s"])
-    settled_points_s = len(data.base) / loaded.settled_s
+            "speed", **about, way=way.label, cluster=vars(ours), faiss=theirs, faiss_recall=bare["recall"],
+            ratio=ours.queries_s / theirs["queries_s"],
+        )  # fmt: skip
+    record.add("open loop", **about, cluster=vars(found["open"]))
+    record.add("while ingesting", **about, cluster=vars(found["ingesting"]), ingested_points_s=found["ingested"])
     record.add(
-        "ingest", data=data.name, acknowledged_points_s=loaded.points_s, indexed_points_s=settled_points_s,
+        "ingest", data=data.name, acknowledged_points_s=loaded.points_s,
+        indexed_points_s=len(data.base) / loaded.settled_s,
         faiss_add_points_s=bare["add_points_s"], faiss_train_s=bare["train_s"],
     )  # fmt: skip
-    ingest = [
-        ("written: durable and searchable ÷ FAISS add", loaded.points_s, bare["add_points_s"]),
-        ("written, trained and indexed ÷ FAISS train and add", settled_points_s, build_points_s),
-    ]
-    print(
-        table(
-            "Loading",
-            [
-                {
-                    "points/s": what,
-                    "cluster": f"{ours:,.0f}",
-                    "FAISS": f"{theirs:,.0f}",
-                    "ratio": f"{ours / theirs:.2f}",
-                }
-                for what, ours, theirs in ingest
-            ],
-        ),
-        flush=True,
-    )
