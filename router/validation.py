@@ -17,8 +17,7 @@ from typing import Any, Final, NoReturn, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from router import filters
-from vectorfleet import limits
+from vectorfleet import filter_rules, limits
 from vectorfleet.errors import InvalidRequest
 from vectorfleet.v1 import point_service_pb2, search_service_pb2, types_pb2
 
@@ -121,7 +120,10 @@ def search_options(request: search_service_pb2.SearchRequest) -> SearchOptions:
             "params.oversample",
             f"oversample must be 1 to {limits.OVERSAMPLE_MAX:g}, or 0 for the default, not {oversample:g}",
         )
-    wanted = filters.checked(request.filter) if request.HasField("filter") else b""
+    wanted = b""
+    if request.HasField("filter"):
+        filter_rules.check(request.filter)
+        wanted = request.filter.SerializeToString(deterministic=True)  # the same filter gives the same bytes
     return SearchOptions(k, params.nprobe, oversample, params.exact, request.with_payload, request.with_vector, wanted)
 
 

@@ -13,7 +13,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from vectorfleet import limits
+from vectorfleet import filter_rules, limits
 from vectorfleet.cluster.placement import point_hash
 from vectorfleet.cluster.shard_map import CollectionRecord, ShardAssignment
 from vectorfleet.errors import InvalidRequest
@@ -62,6 +62,8 @@ def check_search(request: pb.SearchRequest) -> None:
         raise InvalidRequest("name at least one shard", field="targets")
     if len({target.shard for target in request.targets}) != len(request.targets):
         raise InvalidRequest("a shard stands twice", field="targets")
+    if request.HasField("filter"):
+        filter_rules.check(request.filter)
 
 
 def query_matrix(request: pb.SearchRequest, record: CollectionRecord) -> NDArray[np.float32]:

@@ -238,8 +238,6 @@ class _Campaign:
         message = self._parsed(content)
         if getattr(message, "epoch", 0) > _EPOCH_MAX and self._requests.below(100):
             return False  # the node waits for such a shard map
-        if isinstance(message, shard_service_pb2.SearchRequest) and message.HasField("filter"):
-            return False  # a node believes the router that a filter is sound (docs/guarantees.md)
         if isinstance(message, collection_service_pb2.CreateCollectionRequest):
             spec = message.spec
             return not 8 < spec.shards <= limits.SHARDS_MAX and spec.embedding_model in ("", "/no/such/model")

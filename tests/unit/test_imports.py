@@ -29,6 +29,7 @@ DOORS = {
 }
 PURE = (
     "vectorfleet/limits.py",
+    "vectorfleet/filter_rules.py",
     "vectorfleet/rpc_options.py",
     "vectorfleet/sizing.py",
     "vectorfleet/cluster/codebook_shape.py",
@@ -38,7 +39,6 @@ PURE = (
     "router/assignment.py",
     "vectorfleet/batching.py",
     "router/circuit.py",
-    "router/filters.py",
     "router/merge.py",
     "router/replica_choice.py",
     "router/results.py",

@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from router import filters as server
 from tests.unit.engine.filters import passes
-from vectorfleet import InvalidRequest, _filters
+from vectorfleet import InvalidRequest, _filters, filter_rules
 from vectorfleet.v1 import types_pb2
 
 PAYLOAD = b'{"lang": "en", "price": 9.5, "tags": ["a", 7], "author": {"name": "Ada"}, "sold": null, "new": true}'
@@ -49,7 +48,7 @@ PAYLOAD = b'{"lang": "en", "price": 9.5, "tags": ["a", 7], "author": {"name": "A
 )
 def test_what_a_filter_means(wanted: Any, expected: bool) -> None:
     message = _filters.message(wanted)
-    server.checked(message)
+    filter_rules.check(message)
     assert passes(message, PAYLOAD) is expected
 
 

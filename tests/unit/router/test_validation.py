@@ -283,3 +283,15 @@ def test_page_sizes() -> None:
     assert validation.page_size(0, 100, 1000) == 100
     assert validation.page_size(1000, 100, 1000) == 1000
     assert refusal(validation.page_size, 1001, 100, 1000) == ("INVALID_FIELD", "page_size")
+
+
+def test_a_search_carries_its_filter_among_its_options() -> None:
+    wanted = types_pb2.Filter(field={"path": "lang", "exists": True})
+    options = [
+        validation.search_options(search_service_pb2.SearchRequest(filter=one)) for one in (wanted, wanted, None)
+    ]
+    assert options[0] == options[1] != options[2]
+    assert types_pb2.Filter.FromString(options[0].wanted) == wanted
+    assert options[2].wanted == b""
+    with pytest.raises(InvalidRequest):
+        validation.search_options(search_service_pb2.SearchRequest(filter={}))

@@ -1,7 +1,7 @@
 """A search's filter, checked: it says something at every place, and is within the limits.
 
 Pure. Every refusal is an `InvalidRequest` (INVALID_FILTER) that names the place, for example
-`filter.all_of.filters[1].field.range.gt`. What a valid filter means is the shards' to know.
+`filter.all_of.filters[1].field.range.gt`. Routers check so that callers hear of it, nodes so that nothing else gets in.
 """
 
 from __future__ import annotations
@@ -14,20 +14,19 @@ from vectorfleet.errors import InvalidRequest
 from vectorfleet.v1 import types_pb2
 
 
-def checked(wanted: types_pb2.Filter, field: str = "filter") -> bytes:
-    """Returns a valid filter as bytes: the same filter gives the same bytes."""
+def check(wanted: types_pb2.Filter, field: str = "filter") -> None:
+    """Refuses a filter that says nothing at some place, or is beyond a limit."""
     size = wanted.ByteSize()
     if size > limits.FILTER_BYTES_MAX:
         _refuse(field, f"a filter has at most {limits.FILTER_BYTES_MAX} bytes; this one has {size}")
-    check = _Check()
-    check.filter(wanted, field, 1)
-    if check.conditions > limits.FILTER_CONDITIONS_MAX:
+    walk = _Check()
+    walk.filter(wanted, field, 1)
+    if walk.conditions > limits.FILTER_CONDITIONS_MAX:
         _refuse(
-            field, f"a filter has at most {limits.FILTER_CONDITIONS_MAX} conditions; this one has {check.conditions}"
+            field, f"a filter has at most {limits.FILTER_CONDITIONS_MAX} conditions; this one has {walk.conditions}"
         )
-    if check.values > limits.FILTER_VALUES_MAX:
-        _refuse(field, f"a filter has at most {limits.FILTER_VALUES_MAX} values; this one has {check.values}")
-    return wanted.SerializeToString(deterministic=True)
+    if walk.values > limits.FILTER_VALUES_MAX:
+        _refuse(field, f"a filter has at most {limits.FILTER_VALUES_MAX} values; this one has {walk.values}")
 
 
 class _Check:
