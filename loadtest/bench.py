@@ -1,4 +1,4 @@
-"""`make bench`: quality, speed and memory of a real cluster, measured with one command and without arguments.
+"""`make bench`: quality, speed, memory and churn of a real cluster, measured with one command and without arguments.
 
 Starts two shard servers, a router and etcd on this machine, measures, and stops them. Tables go to the screen, figures
 as JSON lines to a file below loadtest/results/. The exit code is 1 where a figure misses its bar. On 2 cores all of it
@@ -19,11 +19,11 @@ from pathlib import Path
 import psutil
 
 import vectorfleet
-from loadtest import memory, quality, records, speed, speed_tables
+from loadtest import churn, memory, quality, records, speed, speed_tables
 from loadtest.fleet import local_cluster
 from vectorfleet.local import LocalCluster
 
-PARTS = ("quality", "speed", "memory")
+PARTS = ("quality", "churn", "speed", "memory")
 POINTS = 1_000_000
 POINTS_ON_A_SMALL_MACHINE = 200_000
 BYTES_NEEDED = 8 << 30
@@ -63,6 +63,12 @@ def measure_quality(record: records.Record, log: Log) -> bool:
         return quality.measure(client, record, log)
 
 
+def measure_churn(books: list[str], record: records.Record, log: Log) -> bool:
+    """Runs the churn part on a cluster of its own."""
+    with cluster(log) as fleet, vectorfleet.Client(fleet.address, timeout=60.0) as client:
+        return churn.measure(client, record, log, books)
+
+
 def measure_synthetic(points: int, parts: set[str], record: records.Record, log: Log) -> bool:
     """Runs speed and memory, which share one loaded cluster."""
     log(f"drawing {points:,} vectors")
@@ -90,6 +96,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Measure quality, speed and memory of a real cluster.")
     parser.add_argument("--only", choices=PARTS, action="append", help="measure this part alone (may be repeated)")
     parser.add_argument("--points", type=int, help="vectors of the synthetic set (default: a million if they fit)")
+    parser.add_argument(
+        "--runbook", action="append", metavar="NAME", help=f"runbook of the churn part (default: {churn.RUNBOOK})"
+    )
     results = records.ROOT / "loadtest" / "results" / "local.jsonl"
     parser.add_argument(
         "--results", type=Path, default=results, help=f"file to append figures to (default: {results.name})"
@@ -101,6 +110,8 @@ def main() -> None:
     met = True
     if "quality" in parts:
         met &= measure_quality(record, log)
+    if "churn" in parts:
+        met &= measure_churn(given.runbook or [churn.RUNBOOK], record, log)
     if parts & {"speed", "memory"}:
         met &= measure_synthetic(given.points or points_that_fit(), parts, record, log)
     log("all bars met" if met else "A BAR WAS MISSED: see the tables")
