@@ -34,7 +34,7 @@ class Part:
 def parts_of(view: View) -> list[Part]:
     """The segments of a view, in its order, then its buffers."""
     sealed = [
-        Part(piece.segment.vectors, piece.live, piece.segment.ids_of, piece.segment.prepared, piece.segment.lengths)
+        Part(piece.segment.vectors, piece.live, piece.segment.ids.many, piece.segment.prepared, piece.segment.lengths)
         for piece in view.segments
     ]
     return sealed + [Part(buffer.vectors, buffer.live, buffer.ids_of, buffer.prepared_rows) for buffer in view.buffers]

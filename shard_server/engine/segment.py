@@ -1,8 +1,8 @@
 """A segment: an immutable, searchable part of a replica, in a directory of its own.
 
     vectors   float32[rows, dim], raw, C order          memory-mapped; the kernel keeps what is read
-    ids       uint64[rows + 1] offsets, then UTF-8      memory-mapped
-    hashes    uint64[rows] sorted, then uint32[rows]    memory-mapped: id → row by binary search
+    ids       the rows' ids, see `ids`                  memory-mapped
+    hashes    from an id to its row, likewise           memory-mapped
     lengths   float32[rows], the vectors' norms         memory-mapped; under COSINE alone
     terms     the payloads' values, see `postings`      memory-mapped; filters read it
     index-V   FAISS IVF-PQ codes under codebook V       memory-mapped; absent: the segment is searched exactly
@@ -23,12 +23,11 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-import xxhash
 from numpy.typing import NDArray
 
 from shard_server.durable import sync_folder
 from shard_server.engine import files, index, postings, scoring
-from shard_server.engine.bitmap import LiveRows
+from shard_server.engine.ids import Ids, hashes_parts, ids_parts
 from shard_server.engine.passing import PassingRows
 from shard_server.engine.postings import Postings
 from vectorfleet.errors import DataLoss
@@ -52,7 +51,8 @@ class Source:
     """float32[n, dim], raw."""
     rows: NDArray[np.int64]
     """int64[r]: the rows to take, ascending."""
-    id_of: Callable[[int], bytes]
+    ids: Ids
+    """Of all in `vectors`."""
     terms: Sequence[Postings]
     """Of rows that follow one another from the first on; of all in `vectors` at least."""
 
@@ -65,10 +65,7 @@ class Segment:
     directory: Path
     metric: int
     vectors: NDArray[np.float32] = field(repr=False)
-    _offsets: NDArray[np.uint64] = field(repr=False)
-    _id_bytes: NDArray[np.uint8] = field(repr=False)
-    _hashes: NDArray[np.uint64] = field(repr=False)
-    _hash_rows: NDArray[np.uint32] = field(repr=False)
+    ids: Ids
     lengths: NDArray[np.float32] | None = field(repr=False)
     """float32[rows] norms, under COSINE."""
     index: index.SegmentIndex | None = field(repr=False)
@@ -99,34 +96,6 @@ class Segment:
     def disk_bytes(self) -> int:
         """Bytes of all its files."""
         return sum(entry.bytes for entry in self.entry.files) + self.entry.index.bytes + self.entry.terms.bytes
-
-    def id_of(self, row: int) -> bytes:
-        """The id of a row, as UTF-8."""
-        return self._id_bytes[int(self._offsets[row]) : int(self._offsets[row + 1])].tobytes()
-
-    def ids_of(self, rows: NDArray[np.int64]) -> list[bytes]:
-        """The ids of many rows, as UTF-8."""
-        held = self._id_bytes.data
-        begins, ends = self._offsets[rows].tolist(), self._offsets[rows + 1].tolist()
-        return [held[begin:end].tobytes() for begin, end in zip(begins, ends, strict=True)]
-
-    def rows_of(self, ids: Sequence[bytes], live: LiveRows) -> NDArray[np.int64]:
-        """The live row of each id: int64[n], -1 where there is none."""
-        result = np.full(len(ids), -1, np.int64)
-        if not ids:
-            return result
-        wanted = np.fromiter((xxhash.xxh3_64_intdigest(point_id) for point_id in ids), np.uint64, len(ids))
-        places = np.searchsorted(self._hashes, wanted)
-        # A hash may stand more than once (two ids, or an id whose older row is dead): look on while it is the same.
-        for position in np.flatnonzero(places < self.rows):
-            place = int(places[position])
-            while place < self.rows and self._hashes[place] == wanted[position]:
-                row = int(self._hash_rows[place])
-                if self.id_of(row) == ids[int(position)] and bool(live.is_live(np.asarray([row]))[0]):
-                    result[position] = row
-                    break
-                place += 1
-        return result
 
     def prepared(self, rows: slice | NDArray[np.int64]) -> NDArray[np.float32]:
         """float32[n, dim] rows as the metric compares them: normalised under COSINE, else (of a slice) in place."""
@@ -165,28 +134,25 @@ def open_segment(
     files.verify(directory, [one for one in entry.files if one.name != VECTORS])
     files.check_size(directory / VECTORS, _vectors_entry(entry))
     vectors = _mapped(directory / VECTORS, _VECTORS, dim, entry.rows)
-    ids = _mapped(directory / "ids", _IDS, 0, entry.rows)
-    hashes = _mapped(directory / "hashes", _HASHES, 0, entry.rows)
+    ids = Ids.mapped(
+        _mapped(directory / "ids", _IDS, 0, entry.rows),
+        _mapped(directory / "hashes", _HASHES, 0, entry.rows),
+        entry.rows,
+    )
     lengths = _mapped(directory / "lengths", _LENGTHS, 1, entry.rows) if metric == types_pb2.METRIC_COSINE else None
-    edge = (entry.rows + 1) * 8
-    offsets, id_bytes = ids[:edge].view(np.uint64), ids[edge:]
     try:
         files.verify(directory, [entry.terms])
     except DataLoss:
         if payload_of is None:
             raise
-        keys = (id_bytes[int(first) : int(last)].tobytes() for first, last in itertools.pairwise(offsets))
-        entry = _write_lost_terms(directory, entry, map(payload_of, keys))
+        entry = _write_lost_terms(directory, entry, map(payload_of, map(ids.one, range(entry.rows))))
     terms = Postings(_mapped(directory / "terms", _TERMS, 0, entry.rows), entry.rows)
     return Segment(
         entry=entry,
         directory=directory,
         metric=metric,
         vectors=vectors.view(np.float32).reshape(entry.rows, dim),
-        _offsets=offsets,
-        _id_bytes=id_bytes,
-        _hashes=hashes[: entry.rows * 8].view(np.uint64),
-        _hash_rows=hashes[entry.rows * 8 :].view(np.uint32),
+        ids=ids,
         lengths=None if lengths is None else lengths.view(np.float32),
         index=None,
         terms=terms,
@@ -277,9 +243,11 @@ def _write_files(
     joinable: Sequence[Path],
 ) -> storage_pb2.SegmentEntry:
     rows = sum(len(source.rows) for source in sources)
+    taken = [(source.ids, source.rows) for source in sources]
     written = [
         files.write(building / VECTORS, _vector_parts(sources, rows, dim)),
-        *_write_ids(building, [source.id_of(int(row)) for source in sources for row in source.rows]),
+        files.write(building / "ids", itertools.chain([files.header(_IDS, 0, rows)], ids_parts(taken))),
+        files.write(building / "hashes", itertools.chain([files.header(_HASHES, 0, rows)], hashes_parts(taken))),
     ]
     if metric == types_pb2.METRIC_COSINE:
         lengths = (scoring.norms(chunk).tobytes() for chunk in _chunks(sources, dim))
@@ -298,7 +266,7 @@ def write_index(segment: Segment, codebook: index.Codebook) -> storage_pb2.Segme
     """Encodes an existing segment under another codebook, beside its present index; returns the new entry."""
     path = segment.directory / f"index-{codebook.version}"
     building = path.with_suffix(".building")
-    every = Source(segment.vectors, np.arange(segment.rows), segment.id_of, ())
+    every = Source(segment.vectors, np.arange(segment.rows), segment.ids, ())
     sealed = index.encode(building, codebook, _prepared_chunks([every], segment.vectors.shape[1], segment.metric))
     building.rename(path)
     sync_folder(segment.directory)
@@ -347,7 +315,7 @@ def _write_lost_terms(
     blocks = postings.Blocks()
     while chunk := list(itertools.islice(payloads, postings.BLOCK_ROWS)):
         blocks.add(chunk)
-    every = Source(np.empty((0, 0), np.float32), np.arange(entry.rows), lambda _: b"", blocks.postings)
+    every = Source(np.empty((0, 0), np.float32), np.arange(entry.rows), Ids.of([]), blocks.postings)
     written = files.write(directory / "terms.building", _terms_parts(_renumbered([every]), entry.rows))
     (directory / written.name).rename(directory / "terms")
     sync_folder(directory)
@@ -361,16 +329,3 @@ def _write_lost_terms(
 def _prepared_chunks(sources: Sequence[Source], dim: int, metric: int) -> Iterator[NDArray[np.float32]]:
     for chunk in _chunks(sources, dim):
         yield scoring.normalised(chunk) if metric == types_pb2.METRIC_COSINE else chunk
-
-
-def _write_ids(building: Path, ids: Sequence[bytes]) -> list[storage_pb2.FileEntry]:
-    offsets = np.zeros(len(ids) + 1, np.uint64)
-    np.cumsum(np.fromiter(map(len, ids), np.uint64, len(ids)), out=offsets[1:])
-    hashes = np.fromiter((xxhash.xxh3_64_intdigest(point_id) for point_id in ids), np.uint64, len(ids))
-    order = np.argsort(hashes, kind="stable").astype(np.uint32)
-    return [
-        files.write(building / "ids", [files.header(_IDS, 0, len(ids)), offsets.tobytes(), b"".join(ids)]),
-        files.write(
-            building / "hashes", [files.header(_HASHES, 0, len(ids)), hashes[order].tobytes(), order.tobytes()]
-        ),
-    ]

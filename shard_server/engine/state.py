@@ -174,7 +174,7 @@ class ReplicaState:
         sought = [point_id for point_id in absent if self.store.exists(point_id)] if self.segments else []
         changed = []
         for part in self.segments:
-            rows = part.segment.rows_of(sought, part.live)
+            rows = part.segment.ids.rows_of(sought, part.live)
             found = rows[rows >= 0]
             if len(found):
                 batch.put_tombstones(part.segment.number, found.tolist())

@@ -21,6 +21,7 @@ import numpy as np
 
 from shard_server.durable import sync_folder
 from shard_server.engine import compaction, disk, segment
+from shard_server.engine.ids import Ids
 from shard_server.engine.index import Codebook
 from shard_server.engine.state import ReplicaState
 from vectorfleet.errors import DataLoss
@@ -132,7 +133,7 @@ class Upkeep:
         if len(rows):
             # While writes outrun sealing, nothing is encoded.
             hurry = self._state.active.rows >= self._settings.seal_points
-            source = segment.Source(view.vectors, rows, view.ids.__getitem__, view.terms.of_rows(len(view.vectors)))
+            source = segment.Source(view.vectors, rows, Ids.of(view.ids), view.terms.of_rows(len(view.vectors)))
             built = self._write([source], None if hurry else self._codebook_for(len(rows)))
         self._state.install(built, sealed=rows)
 
@@ -197,7 +198,7 @@ class Upkeep:
             segment.Source(
                 part.segment.vectors,
                 np.arange(part.segment.rows) if joinable else part.live.live_rows(),
-                part.segment.id_of,
+                part.segment.ids,
                 (part.segment.terms,),
             )
             for part in chosen

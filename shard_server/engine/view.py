@@ -76,7 +76,7 @@ class View:
             missing = [position for position, vector in enumerate(found) if vector is None]
             if not missing:
                 break
-            rows = part.segment.rows_of([ids[position] for position in missing], part.live)
+            rows = part.segment.ids.rows_of([ids[position] for position in missing], part.live)
             for position, row in zip(missing, rows, strict=True):
                 if row >= 0:
                     found[position] = part.segment.vectors[row]
