@@ -15,7 +15,8 @@ from vectorfleet.internal.v1 import shard_service_pb2 as pb
 from vectorfleet.v1 import cluster_service_pb2 as cluster_pb
 
 if TYPE_CHECKING:
-    from shard_server.engine.replica import Replica, ReplicaStats
+    from shard_server.engine.answers import ReplicaStats
+    from shard_server.engine.replica import Replica
 
 
 def describe_node(

@@ -1,7 +1,11 @@
 """Background work on replicas: one unit at a time, in turns, so that no replica starves another.
 
-Which work there is, and when, is the engine's to say (`Replica.maintain`); this only keeps asking: the replicas that were
-written to at once, all of them every second. A replica whose work fails is left alone for a while, longer each time.
+Writers wait for sealing, which is soon done; nobody waits for merges, encodings and verification, which may take long. So
+these are two lanes that know nothing of each other.
+
+Which work there is, and when, is the engine's to say (`Replica.seal`, `Replica.improve`); a lane only keeps asking: the
+replicas that were written to at once, all of them every second. A replica whose work fails is left alone for a while, longer
+each time.
 """
 
 from __future__ import annotations
@@ -36,29 +40,52 @@ class _Backoff:
 
 
 class Maintenance:
-    """The loop that drives the engine's background work on all replicas of the node."""
+    """The loops that drive the engine's background work on all replicas of the node."""
 
-    def __init__(self, replicas: Callable[[], Iterable[HostedReplica]], pool: WorkPool) -> None:
+    def __init__(self, replicas: Callable[[], Iterable[HostedReplica]], sealing: WorkPool, improving: WorkPool) -> None:
         """Does nothing until `run`.
 
         Args:
             replicas: those held at the moment of the call.
-            pool: threads for the work.
+            sealing: threads for what writers may wait for.
+            improving: threads for the rest.
         """
+        self._lanes = (_Lane(replicas, sealing, _seal), _Lane(replicas, improving, _improve))
+
+    def notify(self, held: HostedReplica) -> None:
+        """This replica may have work."""
+        for lane in self._lanes:
+            lane.notify(held)
+
+    async def run(self) -> None:
+        """Works for ever."""
+        async with asyncio.TaskGroup() as group:
+            for lane in self._lanes:
+                group.create_task(lane.run())
+
+
+class _Lane:
+    """Does one kind of work, one unit at a time."""
+
+    def __init__(
+        self,
+        replicas: Callable[[], Iterable[HostedReplica]],
+        pool: WorkPool,
+        work: Callable[[Replica, float], bool],
+    ) -> None:
         self._replicas = replicas
         self._pool = pool
+        self._work = work
         self._due: set[HostedReplica] = set()
         self._wake = asyncio.Event()
         self._everyone_at_s = 0.0
         self._backoffs: dict[HostedReplica, _Backoff] = {}
 
     def notify(self, held: HostedReplica) -> None:
-        """This replica may have work."""
         self._due.add(held)
         self._wake.set()
 
     async def run(self) -> None:
-        """Works for ever."""
         while True:
             due = self._take_due()
             busy = {held for held in due if await self._work_on(held)}
@@ -89,7 +116,7 @@ class Maintenance:
         if not held.serving or (backoff is not None and now_s < backoff.until_s):
             return False
         try:
-            worked = await held.run(self._pool, None, _maintain, now_s)
+            worked = await held.run(self._pool, None, self._work, now_s)
         except Unavailable:
             return False  # it is closing
         except Exception:
@@ -101,5 +128,9 @@ class Maintenance:
         return worked
 
 
-def _maintain(replica: Replica, now_s: float) -> bool:
-    return replica.maintain(now_s)
+def _seal(replica: Replica, now_s: float) -> bool:
+    return replica.seal(now_s)
+
+
+def _improve(replica: Replica, now_s: float) -> bool:
+    return replica.improve(now_s)

@@ -88,15 +88,16 @@ class Node:
         control = WorkPool("control", threads=2, waiting_max=READS_WAITING_MAX)
         commit = WorkPool("commit", threads=COMMIT_THREADS, waiting_max=REPLICAS_MAX)
         lifecycle = WorkPool("lifecycle", threads=4, waiting_max=REPLICAS_MAX)
+        sealing = WorkPool("sealing", threads=1, waiting_max=REPLICAS_MAX, nice=BACKGROUND_NICE)
         background = WorkPool("background", threads=1, waiting_max=REPLICAS_MAX, nice=BACKGROUND_NICE)
         training = WorkPool("training", threads=1, waiting_max=REPLICAS_MAX, nice=BACKGROUND_NICE)
         backup = WorkPool("backup", threads=2, waiting_max=REPLICAS_MAX, nice=BACKGROUND_NICE)
         manifests = WorkPool("backup manifests", threads=1, waiting_max=READS_WAITING_MAX)
-        self._pools = (search, reads, control, commit, lifecycle, background, training, backup, manifests)
+        self._pools = (search, reads, control, commit, lifecycle, sealing, background, training, backup, manifests)
 
         self._peers = Peers()
         store = CodebookStore(data.codebooks)
-        self._maintenance = Maintenance(lambda: self._host.replicas, background)
+        self._maintenance = Maintenance(lambda: self._host.replicas, sealing, background)
         self._archive = Archive(
             data.node_id,
             Roots(settings.backup_roots),

@@ -13,7 +13,8 @@ from vectorfleet.internal.v1 import shard_service_pb2 as pb
 from vectorfleet.v1 import types_pb2
 
 if TYPE_CHECKING:
-    from shard_server.engine.replica import Replica, StoredPoint
+    from shard_server.engine.answers import StoredPoint
+    from shard_server.engine.replica import Replica
 
 SLICE_POINTS: Final = 256
 SLICE_BYTES_MAX: Final = SLICE_POINTS * (4 * limits.DIM_MAX + limits.PAYLOAD_BYTES_MAX + 2 * limits.ID_BYTES_MAX)

@@ -5,10 +5,11 @@ seen by the next search. What it holds is `state`'s, how it comes back from its 
 behind the writes is `upkeep`'s.
 
 A store that has failed to write takes no more: the replica then refuses writes, answers searches from its last view, and
-`maintain` opens the store again once the disk has room, which recovers as a restart would.
+`seal` opens the store again once the disk has room, which recovers as a restart would.
 
-Two locks, always taken in this order: `_commit_lock` serialises writers through the log's fsync; the state's own lock guards
-what the view is made of. Searches take neither.
+Three locks, always taken in this order: `_improve_lock` keeps the store from being opened again beneath a merge;
+`_commit_lock` serialises writers through the log's fsync; the state's own lock guards what the view is made of. Searches take
+none.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from shard_server.engine import disk, recovery, scoring, search, snapshot
 from shard_server.engine.acknowledged import Acknowledged
+from shard_server.engine.answers import ReplicaStats, ShardHits, StoredPoint
 from shard_server.engine.index import Codebook
 from shard_server.engine.search import SearchOptions
 from shard_server.engine.snapshot import Snapshot
@@ -46,45 +47,6 @@ _REOPEN_WAIT_S: Final = 5.0
 _REOPEN_PAUSE_S: Final = 0.02
 
 
-@dataclass(frozen=True, slots=True)
-class ShardHits:
-    """The hits of a batch, packed: those of query q follow those of query q - 1, best first; final scores."""
-
-    counts: NDArray[np.uint32]
-    scores: NDArray[np.float32]
-    ids: list[str]
-    payloads: list[bytes] | None
-    vectors: NDArray[np.float32] | None
-    matching: int
-    """Live points that could have been found."""
-
-
-@dataclass(frozen=True, slots=True)
-class StoredPoint:
-    """A point as it is kept; `vector` is little-endian float32[dim], or empty where it was not asked for."""
-
-    id: str
-    version: int
-    payload: bytes
-    vector: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class ReplicaStats:
-    """Sizes, for operators and for the controller."""
-
-    points: int
-    indexed_points: int
-    buffered_points: int
-    tombstones: int
-    segments: int
-    codebook_version: int
-    applied_seqno: int
-    disk_bytes: int
-    index_bytes: int
-    memory_bytes: int
-
-
 class Replica:
     """One copy of one shard. Thread-safe."""
 
@@ -93,6 +55,7 @@ class Replica:
         self.identity = state.identity
         self.settings = settings
         self._directory = directory
+        self._improve_lock = threading.Lock()
         self._commit_lock = threading.Lock()
         self._readable = threading.Event()
         """Cleared while there is no view because the store is being opened again."""
@@ -320,14 +283,18 @@ class Replica:
     # ------------------------------------------------------------------ background work
 
     def use_codebook(self, codebook: Codebook) -> None:
-        """Makes a codebook the current one: new segments are encoded with it, old ones again by `maintain`."""
+        """Makes a codebook the current one: new segments are encoded with it, old ones again by `improve`."""
         with self._commit_lock:
             self._state.use_codebook(codebook)
 
     def maintain(self, now_s: float) -> bool:
-        """Does at most one unit of background work: seal, verify, merge or encode. Call from one thread at a time.
+        """Does at most one unit of background work, for who has but one thread for it: `seal`, else `improve`."""
+        return self.seal(now_s) or self.improve(now_s)
 
-        After a failed write its work is to open the store again, once the disk takes bytes.
+    def seal(self, now_s: float) -> bool:
+        """Seals the buffer if that is due: bounded work that writers may wait for. Call from one thread at a time.
+
+        After a failed write its work is to open the store again, once the disk takes bytes and `improve` is done.
 
         Args:
             now_s: monotonic seconds.
@@ -342,12 +309,29 @@ class Replica:
         if self._closed:
             return False
         if self._failed is not None:
-            if self._failed[0] == "DATA_LOSS":
-                return False  # damage does not go away by itself
-            self._reopen()
+            # Damage does not go away by itself. And a merge is not waited for here: other replicas want to be sealed.
+            if self._failed[0] == "DATA_LOSS" or not self._improve_lock.acquire(blocking=False):
+                return False
+            try:
+                self._reopen()
+            finally:
+                self._improve_lock.release()
             return True
+        return self._noting(self._upkeep.seal, now_s)
+
+    def improve(self, now_s: float) -> bool:
+        """Verifies, merges or encodes a unit, which may take long; may run beside `seal`. Call from one thread at a time.
+
+        Args, returns and raises as `seal`.
+        """
+        with self._improve_lock:
+            if self._closed or self._failed is not None:
+                return False
+            return self._noting(self._upkeep.improve, now_s)
+
+    def _noting(self, step: Callable[[float], bool], now_s: float) -> bool:
         try:
-            return self._upkeep.step(now_s)
+            return step(now_s)
         except VectorfleetError as error:
             self._note(error)
             raise

@@ -1,8 +1,8 @@
 """What a replica holds at this moment: its buffers, its segments with their live rows, its manifest, its codebooks.
 
 Logged writes take effect here (`apply`), and background work hands its new files over here (`freeze`, `install`,
-`exchange`); each such step ends in one RocksDB batch and one new `View`. Which work there is, and who may write, is for others
-to say.
+`exchange`); each such step ends in one RocksDB batch and one new `View`. A sealing may be under way
+beside another change of segments. Which work there is, and who may write, is for others to say.
 
 `lock` guards all of it and is notified when a buffer is let go. It is never held over an fsync of the log, an encoding or
 a search. Methods take it themselves; a caller takes it to see or do several things at one moment.
@@ -84,6 +84,7 @@ class ReplicaState:
         """The current one: new segments are encoded with it."""
         self.codebooks = {codebook.version: codebook for codebook in codebooks}
         """By version: the current one, and those of segments that are to be encoded again. Replaced, never changed."""
+        self._next_segment = manifest.next_segment
         self.published = 0
         """The applied seqno of the last view."""
         self._view: View | None = None
@@ -197,6 +198,13 @@ class ReplicaState:
                 self.codebook = codebook
             self.codebooks = {**self.codebooks, codebook.version: codebook}
 
+    def new_number(self) -> int:
+        """The number of a segment to be built; nobody else gets it."""
+        with self.lock:
+            number = self._next_segment
+            self._next_segment += 1
+            return number
+
     def freeze(self) -> Buffer:
         """The buffer to seal, which takes no more rows: the one whose sealing failed before, or the present one."""
         with self.lock:
@@ -210,6 +218,7 @@ class ReplicaState:
     def install(
         self,
         built: segment.Segment | None,
+        codebook: Codebook | None,
         *,
         sealed: NDArray[np.int64] | None = None,
         merged: Sequence[tuple[SegmentView, segment.Source]] = (),
@@ -221,6 +230,7 @@ class ReplicaState:
 
         Args:
             built: the new segment; None: no row was alive.
+            codebook: what it is encoded with; None: it is not.
             sealed: int64[rows], the rows of the frozen buffer that it holds, in order; None: it is not of the buffer.
             merged: else, the segments and the rows of them that it holds, in order.
         """
@@ -240,17 +250,17 @@ class ReplicaState:
                 live = self._live_of_new(built.rows, sealed, merged)
                 batch.put_tombstones(built.number, np.flatnonzero(~live.mask()).tolist())
                 manifest.segments.append(built.entry)
-                manifest.next_segment = built.number + 1
+                manifest.next_segment = max(manifest.next_segment, built.number + 1)
                 kept.append(SegmentView(built, live))
             batch.put_manifest(manifest)
             batch.write(sync=True)
             if sealed is not None:
                 self.frozen = None
-            self._take(manifest, kept)
+            self._take(manifest, kept, codebook)
             self.lock.notify_all()
 
-    def exchange(self, encoded: segment.Segment) -> None:
-        """Puts a segment with another index in the place of itself."""
+    def exchange(self, encoded: segment.Segment, codebook: Codebook) -> None:
+        """Puts a segment with another index, made with `codebook`, in the place of itself."""
         with self.lock:
             manifest = self.next_manifest()
             for entry in manifest.segments:
@@ -265,6 +275,7 @@ class ReplicaState:
                     replace(part, segment=encoded) if part.segment.number == encoded.number else part
                     for part in self.segments
                 ],
+                codebook,
             )
 
     def next_manifest(self) -> storage_pb2.ReplicaManifest:
@@ -287,13 +298,15 @@ class ReplicaState:
             alive = np.concatenate([present[part.segment.number].mask()[source.rows] for part, source in merged])
         return LiveRows.all_of(rows).without(np.flatnonzero(~alive))
 
-    def _take(self, manifest: storage_pb2.ReplicaManifest, segments: Sequence[SegmentView]) -> None:
+    def _take(
+        self, manifest: storage_pb2.ReplicaManifest, segments: Sequence[SegmentView], codebook: Codebook | None
+    ) -> None:
         self.manifest = manifest
         self.segments = tuple(segments)
         used = {part.segment.codebook_version for part in self.segments}
-        self.codebooks = {
-            version: one for version, one in self.codebooks.items() if version in used or one is self.codebook
-        }
+        # The new segment's may have been let go meanwhile, when nothing was encoded with it.
+        known = self.codebooks if codebook is None else {**self.codebooks, codebook.version: codebook}
+        self.codebooks = {version: one for version, one in known.items() if version in used or one is self.codebook}
         self.publish()
 
 

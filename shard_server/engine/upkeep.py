@@ -1,7 +1,8 @@
 """A replica's background work: sealing its buffer, verifying, merging and encoding its segments.
 
-`Upkeep.step` does at most one unit, without a clock or a thread of its own. Each unit builds new files beside the old and then
-hands them to the state, where they take effect in one step; one that fails has changed nothing, and is tried again.
+`Upkeep.seal` and `Upkeep.improve` do at most one unit, without a clock or a thread of their own. Each unit builds new files
+beside the old and then hands them to the state, where they take effect in one step; one that fails has changed nothing, and
+is tried again. A merge may take minutes; writers wait for no more than a sealing, since that may run beside it.
 
 What opening does not read, since it is most of the bytes, is verified here at a bounded rate: the raw vectors of the segments
 that were there, and the points. Nothing is merged before that: a merge would give damaged vectors a new checksum.
@@ -51,7 +52,7 @@ class EngineSettings:
 
 
 class Upkeep:
-    """The background work of one replica. For one thread at a time."""
+    """The background work of one replica. For two threads: one that seals and one that improves."""
 
     def __init__(self, state: ReplicaState, settings: EngineSettings, directory: Path) -> None:
         """Does nothing by itself.
@@ -69,8 +70,15 @@ class Upkeep:
         self._verifying: Iterator[int] | None = self._verification()
         self._verify_at_s = 0.0
 
-    def step(self, now_s: float) -> bool:
-        """Does at most one unit; returns whether there was something to do.
+    def seal(self, now_s: float) -> bool:
+        """Seals the buffer if that is due; returns whether it was. `now_s` and errors as for `improve`."""
+        if not self._seal_due(now_s):
+            return False
+        self._seal()
+        return True
+
+    def improve(self, now_s: float) -> bool:
+        """Verifies some bytes, merges or encodes; returns whether there was something to do.
 
         Args:
             now_s: monotonic seconds.
@@ -80,9 +88,6 @@ class Upkeep:
             OSError, VectorfleetError: it failed; nothing has changed, and the next call tries again.
         """
         idle = self._is_idle(now_s)
-        if self._seal_due(now_s):
-            self._seal()
-            return True
         if self._verifying is not None and now_s >= self._verify_at_s:
             self._verify(self._verifying, now_s)
             return True
@@ -129,13 +134,14 @@ class Upkeep:
         if not resumed:
             self._buffer_seen_s = None
         rows = view.live.live_rows()
-        built = None
+        built = codebook = None
         if len(rows):
             # While writes outrun sealing, nothing is encoded.
             hurry = self._state.active.rows >= self._settings.seal_points
+            codebook = None if hurry else self._codebook_for(len(rows))
             source = segment.Source(view.vectors, rows, Ids.of(view.ids), view.terms.of_rows(len(view.vectors)))
-            built = self._write([source], None if hurry else self._codebook_for(len(rows)))
-        self._state.install(built, sealed=rows)
+            built = self._write([source], codebook)
+        self._state.install(built, codebook, sealed=rows)
 
     # ------------------------------------------------------------------ verifying
 
@@ -207,7 +213,7 @@ class Upkeep:
         if any(len(source.rows) for source in sources):
             self._require_room(sum(part.segment.disk_bytes for part in chosen))
             built = self._write(sources, codebook, [part.segment.index_path for part in chosen] if joinable else [])
-        self._state.install(built, merged=list(zip(chosen, sources, strict=True)))
+        self._state.install(built, codebook, merged=list(zip(chosen, sources, strict=True)))
         for part in chosen:
             # Searches that still read it keep its mappings; the names can go.
             shutil.rmtree(part.segment.directory, ignore_errors=True)
@@ -233,7 +239,7 @@ class Upkeep:
         if encoded is None:
             self._require_room(stale.rows * (codebook.m + 8))
             encoded = stale.with_index(segment.write_index(stale, codebook))
-        self._state.exchange(encoded)
+        self._state.exchange(encoded, codebook)
         if stale.entry.HasField("index") and stale.index_path != encoded.index_path:
             stale.index_path.unlink(missing_ok=True)
 
@@ -265,7 +271,7 @@ class Upkeep:
     def _write(
         self, sources: Sequence[segment.Source], codebook: Codebook | None, joinable: Sequence[Path] = ()
     ) -> segment.Segment:
-        identity, number = self._state.identity, self._state.manifest.next_segment
+        identity, number = self._state.identity, self._state.new_number()
         entry = segment.write_segment(
             self._directory, number, sources, identity.dim, identity.metric, codebook, joinable
         )

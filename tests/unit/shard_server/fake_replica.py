@@ -24,16 +24,21 @@ class FakeReplica:
     """Mutations in each commit."""
     ids: list[str] = field(default_factory=list)
     codebooks: list[object] = field(default_factory=list)
+    buffers: int = 0
+    """Buffers that are to be sealed."""
     units: int = 0
-    """Units of background work that are left."""
+    """Units of other background work that are left."""
     maintained: list[float] = field(default_factory=list)
     error: Exception | None = None
     closed: bool = False
     held: threading.Event = field(default_factory=threading.Event)
     """Cleared by a test that wants commits to wait."""
+    improving: threading.Event = field(default_factory=threading.Event)
+    """Cleared by a test that wants a unit of other background work to last."""
 
     def __post_init__(self) -> None:
         self.held.set()
+        self.improving.set()
 
     @property
     def applied_seqno(self) -> int:
@@ -53,8 +58,15 @@ class FakeReplica:
     def use_codebook(self, codebook: object) -> None:
         self.codebooks.append(codebook)
 
-    def maintain(self, now_s: float) -> bool:
+    def seal(self, now_s: float) -> bool:
+        if self.buffers == 0:
+            return False
+        self.buffers -= 1
+        return True
+
+    def improve(self, now_s: float) -> bool:
         self.maintained.append(now_s)
+        assert self.improving.wait(TIMEOUT_S)
         if self.error is not None:
             raise self.error
         if self.units == 0:

@@ -168,7 +168,7 @@ async def test_damage_found_at_work_puts_that_replica_out_of_service_and_no_othe
     held = await stage.find("bad")
     stage.opened["bad", 0].error = DataLoss("segments/7/vectors does not match its checksum")
     with pytest.raises(DataLoss, match="segments/7/vectors"):
-        await held.run(stage.lifecycle, None, lambda replica: replica.maintain(0.0))
+        await held.run(stage.lifecycle, None, lambda replica: replica.improve(0.0))
     stage.opened["bad", 0].error = None
     tracebacks = []
     for _ in range(3):
@@ -189,7 +189,7 @@ async def test_the_damage_of_a_backup_is_not_the_replicas(stage: Stage) -> None:
     held = await stage.find("u1")
     stage.opened["u1", 0].error = DataLoss("an object", reason="BACKUP_DAMAGED")
     with pytest.raises(DataLoss):
-        await held.run(stage.lifecycle, None, lambda replica: replica.maintain(0.0))
+        await held.run(stage.lifecycle, None, lambda replica: replica.improve(0.0))
     assert held.serving
 
 

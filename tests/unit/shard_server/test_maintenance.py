@@ -19,8 +19,9 @@ from tests.unit.shard_server.fake_replica import FakeReplica, collection, until
 @contextlib.asynccontextmanager
 async def maintained(*fakes: FakeReplica) -> AsyncIterator[tuple[Maintenance, list[HostedReplica]]]:
     pool = WorkPool("background", threads=1, waiting_max=10)
+    sealing = WorkPool("sealing", threads=1, waiting_max=10)
     hosted: list[HostedReplica] = []
-    maintenance = Maintenance(lambda: hosted, pool)
+    maintenance = Maintenance(lambda: hosted, sealing, pool)
     for number, fake in enumerate(fakes):
         record = collection(f"u{number}", ["n1"])
         held = HostedReplica(record, record.shards[0], pool, ByteBudget("writes", 100), maintenance.notify)
@@ -35,6 +36,7 @@ async def maintained(*fakes: FakeReplica) -> AsyncIterator[tuple[Maintenance, li
         task.cancel()
         await asyncio.wait([task])
         pool.close()
+        sealing.close()
 
 
 async def test_replicas_take_turns() -> None:
@@ -43,6 +45,22 @@ async def test_replicas_take_turns() -> None:
         await until(lambda: fakes[0].units == 0, "the first one done")
         assert fakes[1].units <= 1
         await until(lambda: fakes[1].units == 0, "both done")
+
+
+async def test_buffers_are_sealed_while_a_merge_of_their_replica_or_another_goes_on() -> None:
+    large, small = FakeReplica(units=1), FakeReplica()
+    large.improving.clear()
+    async with maintained(large, small) as (maintenance, hosted):
+        try:
+            await until(lambda: large.maintained, "the merge begun")
+            for fake, held in zip((large, small), hosted, strict=True):
+                fake.buffers = 3
+                maintenance.notify(held)
+            await until(lambda: large.buffers == small.buffers == 0, "both sealed")
+            assert large.units == 1
+        finally:
+            large.improving.set()
+        await until(lambda: large.units == 0, "merged")
 
 
 async def test_a_write_wakes_it_before_the_tick() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from shard_server.budget import ByteBudget
-from shard_server.engine.replica import ReplicaStats, ShardHits
+from shard_server.engine.answers import ReplicaStats, ShardHits
 from shard_server.hosted import HostedReplica
 from shard_server.searching import Searcher
 from shard_server.threads import WorkPool
