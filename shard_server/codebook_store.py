@@ -6,6 +6,7 @@ Blocking; callers run it in a thread. Knows neither gRPC nor FAISS: content is b
 from __future__ import annotations
 
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 from typing import Final
 
@@ -56,10 +57,10 @@ class CodebookStore:
         names = (path.name.removesuffix(SUFFIX) for path in self._collection(uid).glob(f"*{SUFFIX}"))
         return sorted(int(name) for name in names if name.isdecimal())
 
-    def drop_older(self, uid: str, version: int) -> None:
-        """Removes the versions below `version`."""
+    def drop_older(self, uid: str, version: int, keep: Collection[int] = ()) -> None:
+        """Removes the versions below `version`, except those in `keep`."""
         for older in self.versions(uid):
-            if older < version:
+            if older < version and older not in keep:
                 self._path(uid, older).unlink(missing_ok=True)
 
     def remove(self, uid: str) -> None:

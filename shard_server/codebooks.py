@@ -8,7 +8,7 @@ version of a collection never goes back.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import TYPE_CHECKING, Final
 
 from shard_server.codebook_store import CodebookStore, checksum_of
@@ -45,6 +45,7 @@ class Codebooks:
         self._pool = pool
         self._load = load
         self._current: dict[str, Codebook] = {}
+        self._older: dict[tuple[str, int], Codebook] = {}
 
     def current(self, uid: str) -> Codebook | None:
         """The newest codebook of a collection that this node has."""
@@ -95,15 +96,32 @@ class Codebooks:
             return await self._adopt(uid, wanted.version, content)
         raise Unavailable(f"codebook {wanted.version} of {uid} is nowhere: {'; '.join(failures) or 'no other node'}")
 
-    async def drop_older(self, uid: str) -> None:
-        """Removes files of versions below the current one; call when every replica has taken the current one."""
+    async def older(self, uid: str, version: int) -> list[Codebook]:
+        """Those on disk below `version`, ascending: segments may still be encoded with them."""
+        found = []
+        for one in await self._pool.run(self._store.versions, uid):
+            if one >= version:
+                break
+            if (uid, one) not in self._older and (content := await self._pool.run(self._store.load, uid, one)):
+                try:
+                    self._older[uid, one] = await self._pool.run(self._load, content, one)
+                except DataLoss as error:
+                    _log.error("codebook of %s is left aside: %s", uid, error.message)
+            if (uid, one) in self._older:
+                found.append(self._older[uid, one])
+        return found
+
+    async def drop_unused(self, uid: str, used: Collection[int]) -> None:
+        """Removes the versions below the current one that are not in `used`."""
         current = self._current.get(uid)
         if current is not None:
-            await self._pool.run(self._store.drop_older, uid, current.version)
+            await self._pool.run(self._store.drop_older, uid, current.version, used)
+            self._older = {key: one for key, one in self._older.items() if key[0] != uid or key[1] in used}
 
     def forget(self, uid: str) -> None:
         """Lets go of a collection's codebook in memory; the files stay."""
         self._current.pop(uid, None)
+        self._older = {key: one for key, one in self._older.items() if key[0] != uid}
 
     async def remove(self, uid: str) -> None:
         """Removes all codebooks of a deleted collection."""

@@ -11,7 +11,7 @@ import asyncio
 import errno
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from shard_server.engine.replica import Replica
 
 Key = tuple[str, int]
-Opener = Callable[[Path, CollectionRecord, int, "Codebook | None"], "Replica"]
-"""(directory, collection, shard, codebook) → replica; blocks."""
+Opener = Callable[[Path, CollectionRecord, int, "Sequence[Codebook]"], "Replica"]
+"""(directory, collection, shard, codebooks, the current one last) → replica; blocks."""
 Restorer = Callable[[CollectionRecord, int, Path, Transfer], Awaitable[int]]
 """(collection, shard, directory, progress) → the last seqno that the directory's replica holds."""
 
@@ -305,7 +305,8 @@ class ReplicaHost:
         directory = self._data.replica(held.uid, held.shard)
         restored_seqno = await self._fetch(held, directory)
         codebook = await self._codebooks.from_disk(held.uid, held.record.codebook)
-        replica = await self._pools.lifecycle.run(self._open_replica, directory, held.record, held.shard, codebook)
+        codebooks = [] if codebook is None else [*await self._codebooks.older(held.uid, codebook.version), codebook]
+        replica = await self._pools.lifecycle.run(self._open_replica, directory, held.record, held.shard, codebooks)
         if restored_seqno not in (None, replica.applied_seqno):
             replica.close()
             raise DataLoss(
@@ -374,10 +375,12 @@ class ReplicaHost:
     async def _hand_out(self, uid: str) -> None:
         """Gives the collection's codebook to the replicas that serve without it."""
         codebook = self._codebooks.current(uid)
-        lacking = [held for held in self.replicas if held.uid == uid and held.serving and held.codebook is not codebook]
-        if codebook is None or not lacking:
+        if codebook is None:
             return
-        for held in lacking:
+        mine = [held for held in self.replicas if held.uid == uid]
+        for held in mine:
+            if not held.serving or held.codebook is codebook:
+                continue
             held.codebook = codebook
             try:
                 await held.run(self._pools.lifecycle, None, _use_codebook, codebook)
@@ -385,7 +388,19 @@ class ReplicaHost:
                 continue  # it is closing
             self._on_work(held)
             _log.info("%s uses codebook %d", held.name, codebook.version)
-        await self._codebooks.drop_older(uid)
+        await self._drop_codebooks(uid, mine)
+
+    async def _drop_codebooks(self, uid: str, mine: Iterable[HostedReplica]) -> None:
+        """Removes those that no segment here is encoded with: encoding again takes hours, and a restart needs them until then."""
+        used: set[int] = set()
+        for held in mine:
+            if not held.serving:
+                return  # it will say so when it serves
+            try:
+                used |= await held.run(self._pools.lifecycle, None, _codebooks_in_use)
+            except Unavailable:
+                return  # it is closing
+        await self._codebooks.drop_unused(uid, used)
 
     def _other_nodes(self) -> Iterable[NodeInfo]:
         return [node for node in self._state.nodes.values() if node.id != self.node_id]
@@ -422,6 +437,10 @@ def as_failure(error: Exception) -> VectorfleetError:
     if isinstance(error, OSError):
         return DataLoss(f"its files cannot be opened: {error}")
     return InternalError(f"{type(error).__name__}: {error}")
+
+
+def _codebooks_in_use(replica: Replica) -> frozenset[int]:
+    return replica.codebooks_in_use
 
 
 def _use_codebook(replica: Replica, codebook: Codebook) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -196,9 +196,10 @@ class Node:
         return closed and all(pool.idle for pool in self._pools)
 
     def _open_replica(
-        self, directory: Path, record: CollectionRecord, shard: int, codebook: Codebook | None
+        self, directory: Path, record: CollectionRecord, shard: int, codebooks: Sequence[Codebook]
     ) -> Replica:
-        return Replica.open(directory, _identity(record, shard), self._settings.engine, codebook)
+        current = codebooks[-1] if codebooks else None
+        return Replica.open(directory, _identity(record, shard), self._settings.engine, current, codebooks[:-1])
 
 
 def cores() -> int:

@@ -78,6 +78,7 @@ class Replica:
         identity: ReplicaIdentity,
         settings: EngineSettings | None = None,
         codebook: Codebook | None = None,
+        older: Sequence[Codebook] = (),
     ) -> Replica:
         """Creates a replica, or recovers it from its files.
 
@@ -86,6 +87,7 @@ class Replica:
             identity: what it must be.
             settings: defaults where absent.
             codebook: the collection's current one, where there is one; see `use_codebook`.
+            older: with which segments may be encoded still.
 
         Raises:
             DataLoss: files are damaged, missing, of an unknown format version, or of another replica.
@@ -95,7 +97,7 @@ class Replica:
         directory.mkdir(parents=True, exist_ok=True)
         # Left by a crash: no backup is under way before the replica is open.
         shutil.rmtree(directory / snapshot.FOLDER, ignore_errors=True)
-        state = recovery.recover(directory, identity, [] if codebook is None else [codebook])
+        state = recovery.recover(directory, identity, [] if codebook is None else [*older, codebook])
         return cls(directory, state, settings or EngineSettings())
 
     # ------------------------------------------------------------------ writing
@@ -286,6 +288,12 @@ class Replica:
         """Makes a codebook the current one: new segments are encoded with it, old ones again by `improve`."""
         with self._commit_lock:
             self._state.use_codebook(codebook)
+
+    @property
+    def codebooks_in_use(self) -> frozenset[int]:
+        """The versions that segments are encoded with, as their files say."""
+        entries = self._state.manifest.segments
+        return frozenset(entry.codebook_version for entry in entries if entry.HasField("index"))
 
     def maintain(self, now_s: float) -> bool:
         """Does at most one unit of background work, for who has but one thread for it: `seal`, else `improve`."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -64,9 +64,13 @@ def open_replica(tmp_path: Path) -> object:
     opened: list[Replica] = []
 
     def make(
-        name: str = "replica", codebook: Codebook | None = None, settings: EngineSettings = SMALL, **about: int
+        name: str = "replica",
+        codebook: Codebook | None = None,
+        settings: EngineSettings = SMALL,
+        older: Sequence[Codebook] = (),
+        **about: int,
     ) -> Replica:
-        replica = Replica.open(tmp_path / name, identity(**about), settings, codebook)
+        replica = Replica.open(tmp_path / name, identity(**about), settings, codebook, older)
         opened.append(replica)
         return replica
 

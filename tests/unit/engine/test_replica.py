@@ -148,6 +148,22 @@ def test_the_index_is_attached_again_after_a_restart_without_encoding(
     assert index_file.stat().st_mtime_ns == written
 
 
+def test_a_restart_before_all_is_encoded_again_searches_with_the_older_codebook(open_replica: OpenReplica) -> None:
+    replica = open_replica(settings=EngineSettings(seal_points=1024))
+    replica.commit([upsert(vectors(1100))], term=1)
+    first, second = codebook_for(replica), codebook_for(replica, version=2)
+    replica.use_codebook(first)
+    settle(replica)
+    replica.use_codebook(second)
+    assert replica.codebooks_in_use == {1}
+    replica.close()
+    again = open_replica(codebook=second, older=[first], settings=EngineSettings(seal_points=1024))
+    assert [part.segment.codebook_version for part in again._state.view.segments] == [1]
+    assert again.search(np.stack([vectors(1100)["00007"]]), 1).ids == ["00007"]
+    settle(again, 50_000)
+    assert again.codebooks_in_use == {2}
+
+
 def test_a_damaged_index_is_built_again(open_replica: OpenReplica, tmp_path: Path) -> None:
     replica = open_replica(settings=EngineSettings(seal_points=1024))
     points = vectors(1100)

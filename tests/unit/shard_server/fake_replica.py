@@ -26,6 +26,7 @@ class FakeReplica:
     codebooks: list[object] = field(default_factory=list)
     buffers: int = 0
     """Buffers that are to be sealed."""
+    codebooks_in_use: frozenset[int] = frozenset()
     units: int = 0
     """Units of other background work that are left."""
     maintained: list[float] = field(default_factory=list)

@@ -82,14 +82,14 @@ class Stage:
             self.work.append,
         )
 
-    def open(self, directory: Path, record: CollectionRecord, shard: int, codebook: Any) -> FakeReplica:
+    def open(self, directory: Path, record: CollectionRecord, shard: int, codebooks: Any) -> FakeReplica:
         assert self.hold_opening.wait(TIMEOUT_S)
         if record.uid in self.errors:
             raise self.errors[record.uid]
         before = self.opened.get((record.uid, shard))
         assert before is None or before.closed, "two users of one folder"
         directory.mkdir(parents=True, exist_ok=True)
-        self.openings.append((record.uid, shard, codebook))
+        self.openings.append((record.uid, shard, codebooks))
         replica = self.opened[record.uid, shard] = FakeReplica()
         return replica
 
@@ -388,9 +388,14 @@ async def test_a_new_codebook_is_fetched_checked_kept_and_handed_out(stage: Stag
     assert stage.peers.asked[0] == "n2:1", "the one that trained it is asked first"
     assert "n1:1" not in stage.peers.asked
     assert stage.store.load("u1", 1) == b"one"
+    stage.store.save("u1", 0, b"zero")
+    stage.opened["u1", 1].codebooks_in_use = frozenset({1})
     stage.peers.files = {"n2:1": b"two"}
     stage.host.apply(stage.state(7, with_codebook(record, 2, b"two"), nodes=nodes))
     await until(lambda: all(len(replica.codebooks) == 2 for replica in stage.opened.values()), "the next one, too")
+    await until(lambda: stage.store.versions("u1") == [1, 2], "what no segment is encoded with is dropped")
+    stage.opened["u1", 1].codebooks_in_use = frozenset({2})
+    stage.host.apply(stage.state(8, with_codebook(record, 2, b"two"), nodes=nodes))
     await until(lambda: stage.store.versions("u1") == [2], "the older one dropped")
 
 
@@ -406,10 +411,11 @@ async def test_a_codebook_that_nobody_has_is_asked_for_again(stage: Stage) -> No
 
 async def test_a_codebook_on_disk_is_there_when_the_replica_opens(stage: Stage) -> None:
     stage.store.save("u1", 1, b"one")
+    stage.store.save("u1", 0, b"zero")
     stage.store.save("u1", 2, b"trained here, never agreed on")
     stage.host.apply(stage.state(5, with_codebook(collection("u1", ["n1"]), 1, b"one")))
     await stage.host.all_opened()
-    assert stage.openings[0][2].content == b"one"
+    assert [one.content for one in stage.openings[0][2]] == [b"zero", b"one"]
     assert stage.peers.asked == []
 
 
@@ -418,7 +424,7 @@ async def test_an_older_codebook_serves_until_the_current_one_comes(stage: Stage
     record = with_codebook(collection("u1", ["n1"]), 2, b"two")
     stage.host.apply(stage.state(5, record))
     await stage.host.all_opened()
-    assert stage.openings[0][2].version == 1
+    assert stage.openings[0][2][-1].version == 1
     stage.peers.files["n2:1"] = b"two"
     stage.host.apply(stage.state(6, record, nodes={"n2": NodeInfo("n2", "n2:1")}))
     await until(lambda: stage.opened["u1", 0].codebooks, "handed out")
