@@ -1,4 +1,4 @@
-"""`make demo`: the main job on a fresh machine, in about a minute on two cores, with nothing downloaded.
+"""`make demo`: the main job on a fresh machine, in about two minutes on two cores, with nothing downloaded.
 
 Starts a real cluster (etcd, two shard servers, a router), loads the docstrings of the installed Python standard library
 as text, asks real questions, shows ranked answers with scores, coverage and time, and stops. The exit code is 0, also
@@ -21,7 +21,7 @@ from loadtest import corpus, loading
 from loadtest.fleet import local_cluster
 
 NAME = "python-docs"
-PASSAGES = 3_000
+PASSAGES = 4_000
 SHARDS = 4
 QUESTIONS = (
     "parse command line options",

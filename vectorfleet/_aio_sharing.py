@@ -48,7 +48,7 @@ class AioSharing:
         waiting = _Waiting(plan, time.monotonic() + timeout_s, asyncio.get_running_loop().create_future())
         self._lanes.put((plan.lane, timeout_s), waiting)
         result = await waiting.share
-        return result or await self._alone(plan, max(0.0, waiting.deadline_s - time.monotonic()))
+        return result or await self._alone(plan, shared_call.time_left_s(waiting.deadline_s, time.monotonic()))
 
     async def close(self) -> None:
         """Ends all searches that wait or are under way: `CLIENT_CLOSED`."""
@@ -65,7 +65,7 @@ class AioSharing:
             return
         _cancel_with_the_last(here)
         try:
-            left_s = max(0.0, min(waiting.deadline_s for waiting in here) - time.monotonic())
+            left_s = shared_call.time_left_s(min(waiting.deadline_s for waiting in here), time.monotonic())
             if len(here) == 1:
                 _settle(here[0], await self._alone(here[0].plan, left_s))
                 return

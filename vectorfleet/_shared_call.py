@@ -23,6 +23,14 @@ Lane = tuple[tuple[bytes, int], float]
 """What all searches of a shared call have in common: how they ask, and for how long."""
 
 
+def time_left_s(deadline_s: float, now_s: float) -> float:
+    """Seconds until the deadline. Raises `DeadlineExceeded` where it has passed."""
+    left_s = deadline_s - now_s
+    if left_s <= 0:
+        raise errors.DeadlineExceeded("the time was up before the search was sent")
+    return left_s
+
+
 def join(plans: Sequence[codec.Search]) -> codec.Call[search_service_pb2.SearchRequest]:
     """Makes one call of searches of one lane."""
     return codec.Call(codec.search_request(plans[0].options, [query for plan in plans for query in plan.queries]))

@@ -70,7 +70,7 @@ class ThreadSharing:
             mine.settled = True  # an interrupted thread's search leaves with nobody
         if isinstance(mine.outcome, errors.VectorfleetError):
             raise mine.outcome
-        return mine.outcome or self._alone(plan, max(0.0, mine.deadline_s - time.monotonic()))
+        return mine.outcome or self._alone(plan, shared_call.time_left_s(mine.deadline_s, time.monotonic()))
 
     def _alone(self, plan: codec.Search, timeout_s: float) -> SearchResult:
         return answers.search_result(list(self._ask(plan.calls, codec.VECTOR_CALLS_IN_FLIGHT, timeout_s)), plan.k)
@@ -105,9 +105,9 @@ class ThreadSharing:
 
     def _settle(self, here: list[_Waiting]) -> None:
         """Makes the call, and gives each its outcome."""
-        left_s = max(0.0, min(waiting.deadline_s for waiting in here) - time.monotonic())
         plans = [waiting.plan for waiting in here]
         try:
+            left_s = shared_call.time_left_s(min(waiting.deadline_s for waiting in here), time.monotonic())
             if len(here) == 1:
                 here[0].outcome = self._alone(plans[0], left_s)
                 return

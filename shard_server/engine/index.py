@@ -191,13 +191,15 @@ class SegmentIndex:
         except RuntimeError as error:
             raise DataLoss(f"{path} cannot be read: {error}") from error
         self.rows = int(self._index.ntotal)
+        lists = self._index.invlists
+        self._sizes = np.asarray([lists.list_size(number) for number in range(self._index.nlist)], np.int64)
         self._list_of: NDArray[np.uint16] | None = None
 
     def rows_per_list(self, bits: NDArray[np.uint8] | None) -> NDArray[np.int64]:
         """How many rows of a bitmap (None: of all) each list holds: int64[nlist]."""
         lists = self._index.invlists
         if bits is None:
-            return np.asarray([lists.list_size(number) for number in range(self._index.nlist)], np.int64)
+            return self._sizes
         if self._list_of is None:
             list_of = np.empty(self.rows, np.uint16)
             for number in range(self._index.nlist):

@@ -243,7 +243,8 @@ def _scan(
     visit = probing.rows_to_visit(wanted, live, nprobe, codebook.nlist)
     per_list: NDArray[np.int64] | None = None
     plan.check()
-    if filtered:
+    # Under DOT the lists that a query chooses are those of long vectors: often the smallest of all.
+    if filtered or plan.metric == types_pb2.METRIC_DOT:
         per_list = _rows_per_list(group.values())
         list_distances, lists = probing.nearest_lists(codebook, prepared, per_list, visit, nprobe)
     else:

@@ -137,3 +137,16 @@ def test_a_search_ends_at_whatever_step_it_is_told_to(
     every = steps_until(float("inf"))
     assert every >= (1100 // 256 if exact else 2 * len(vectors))
     assert [steps_until(limit) for limit in range(1, every + 1)] == list(range(1, every + 1))
+
+
+def test_under_dot_as_many_rows_are_visited_however_small_the_lists_of_long_vectors(open_replica: OpenReplica) -> None:
+    rng = np.random.default_rng(8)
+    base = (rng.standard_normal((6_000, 32)) * rng.uniform(0.5, 1.5, (6_000, 1))).astype(np.float32)
+    queries = rng.standard_normal((50, 32)).astype(np.float32)
+    replica = open_replica(dim=32, metric=types_pb2.METRIC_DOT, settings=EngineSettings(seal_points=6_000))
+    replica.commit([upsert({f"{row}": vector for row, vector in enumerate(base)})], 1)
+    replica.use_codebook(codebook_for(replica, nlist=256, m=16))
+    settle(replica)
+    usual, exact = (replica.search(queries, 10, exact=exact).ids for exact in (False, True))
+    hits = [set(usual[at : at + 10]) & set(exact[at : at + 10]) for at in range(0, 500, 10)]
+    assert sum(map(len, hits)) / 500 > 0.5, "a tenth of the lists, and so a tenth of the rows, on data without structure"
