@@ -105,7 +105,7 @@ def test_a_flipped_bit_is_found_or_harmless(whole: tuple[Path, Codebook, Content
             named = {"*.log": "write-ahead log", "CURRENT": "store"}.get(kind, path.name)
             assert named in error.message, f"bit at {position} of {path.name}: {error.message}"
         complaints.append(error)
-        shutil.rmtree(folder)
+        shutil.rmtree(folder, ignore_errors=True)  # RocksDB may be deleting files of the store that it refused, too
     if kind in TRUTH:
         assert all(complaints), (
             f"not found at {[at for at, error in zip(positions, complaints, strict=True) if not error]}"
