@@ -149,4 +149,6 @@ def test_under_dot_as_many_rows_are_visited_however_small_the_lists_of_long_vect
     settle(replica)
     usual, exact = (replica.search(queries, 10, exact=exact).ids for exact in (False, True))
     hits = [set(usual[at : at + 10]) & set(exact[at : at + 10]) for at in range(0, 500, 10)]
-    assert sum(map(len, hits)) / 500 > 0.5, "a tenth of the lists, and so a tenth of the rows, on data without structure"
+    assert sum(map(len, hits)) / 500 > 0.5, (
+        "a tenth of the lists, and so a tenth of the rows, on data without structure"
+    )
