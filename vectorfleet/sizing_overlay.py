@@ -62,7 +62,7 @@ patches:
         path: /spec/template/spec/containers/0/resources
         value:
           requests:
-            cpu: "{plan.machine.cores}"
+            cpu: {plan.machine.cores * 900}m
             memory: {memory}
           limits:
             memory: {memory}

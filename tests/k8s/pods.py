@@ -59,7 +59,7 @@ class Expander:
                 wanted = variable["valueFrom"]["resourceFieldRef"]
                 assert wanted["containerName"] == container["name"]
                 kind, _, resource = wanted["resource"].partition(".")
-                found[variable["name"]] = str(_whole(container["resources"][kind][resource]))
+                found[variable["name"]] = str(whole(container["resources"][kind][resource]))
         return found
 
     def command_line(self, workload: str, pod_name: str) -> tuple[list[str], dict[str, str]]:
@@ -212,7 +212,7 @@ def _expanded(text: str, environment: Mapping[str, str]) -> str:
     return re.sub(r"\$\((\w+)\)", lambda match: environment[match[1]], text)
 
 
-def _whole(quantity: Any) -> int:
+def whole(quantity: Any) -> int:
     """A quantity of cores as the downward API gives it: rounded up."""
     text = str(quantity)
     return math.ceil(int(text.removesuffix("m")) / 1000) if text.endswith("m") else int(text)
