@@ -8,6 +8,11 @@ from collections.abc import Generator, Iterator
 import numpy as np
 import psutil
 import pytest
+from hypothesis import HealthCheck, settings
+
+# How long an example takes says more of the machine than of the code.
+settings.register_profile("vectorfleet", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("vectorfleet")
 
 SEED_KEY = pytest.StashKey[int]()
 

@@ -56,7 +56,7 @@ def histories(draw: st.DrawFn) -> list[Step]:
     return steps
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(histories())
 def test_it_decides_as_trying_every_order_does(steps: list[Step]) -> None:
     # Ends and starts at one time count as concurrent for both.

@@ -18,13 +18,13 @@ from vectorfleet.v1 import types_pb2
 many = st.lists(payloads, max_size=12)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(rows=many, wanted=filters)
 def test_a_filter_means_what_plain_python_says(rows: list[bytes], wanted: types_pb2.Filter) -> None:
     assert matching_rows(wanted, postings.of_payloads(rows)).tolist() == [passes(wanted, row) for row in rows]
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(data=st.data(), sources=st.lists(many, max_size=4), wanted=filters, region_rows=st.integers(1, 40))
 def test_joined_postings_are_those_of_the_rows_that_were_kept(
     data: st.DataObject, sources: list[list[bytes]], wanted: types_pb2.Filter, region_rows: int
