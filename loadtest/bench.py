@@ -2,7 +2,7 @@
 
 Starts two shard servers, a router and etcd on this machine, measures, and stops them. Tables go to the screen, figures
 as JSON lines to a file below loadtest/results/. The exit code is 1 where a figure misses its bar. On 2 cores all of it
-takes about ten minutes.
+takes about a quarter of an hour.
 """
 
 from __future__ import annotations
