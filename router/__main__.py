@@ -19,6 +19,7 @@ import logging
 import signal
 import sys
 
+from router.access.arguments import access_settings_of
 from router.arguments import parse
 from router.server import Router, RouterSettings
 from vectorfleet.cluster.etcd_arguments import coordinator_of
@@ -55,6 +56,7 @@ async def _serve(arguments: argparse.Namespace) -> None:
         reuse_port=arguments.reuse_port,
         embed_threads=arguments.embed_threads,
         batches_in_flight=arguments.batches_in_flight,
+        access=access_settings_of(arguments),
     )
     await Router(coordinator_of(arguments), settings).run(stopping, _announce)
 

@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
+from router.access.arguments import add_access_arguments
 from vectorfleet.cluster.etcd_arguments import add_etcd_arguments
 
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
@@ -50,6 +51,7 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] = os.environ)
         help=f"share the port with other routers on this machine (SO_REUSEPORT) [env {_variable('reuse-port')}]",
     )
     add_etcd_arguments(parser, environment)
+    add_access_arguments(parser, environment)
     parsed = parser.parse_args(arguments)
     parsed.router_id = parsed.router_id or f"router-{uuid.uuid4().hex[:12]}"
     return parsed

@@ -11,6 +11,7 @@ import base64
 import contextlib
 import time
 import uuid
+from collections.abc import Callable
 from typing import Final
 
 from router import validation
@@ -96,11 +97,13 @@ class Catalog:
         newest = self._coordinator.state.by_uid(record.uid) or record
         return collection_with_progress(newest, descriptions)
 
-    def list(self, page_size: int, page_token: str) -> collection_service_pb2.ListCollectionsResponse:
-        """Returns a page of collections by name."""
+    def list(
+        self, page_size: int, page_token: str, may_see: Callable[[str], bool]
+    ) -> collection_service_pb2.ListCollectionsResponse:
+        """Returns a page of those collections, by name, that the caller may see."""
         size = validation.page_size(page_size, limits.LIST_PAGE_MAX, limits.LIST_PAGE_MAX)
         after = _name_of(page_token)
-        records = [record for record in self.visible() if record.name > after]
+        records = [record for record in self.visible() if record.name > after and may_see(record.name)]
         page = collection_service_pb2.ListCollectionsResponse(
             collections=[collection(record) for record in records[:size]]
         )

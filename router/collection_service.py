@@ -4,11 +4,14 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import Any, Final, TypeAlias
 
 import grpc
 
 from router import validation
+from router.access.principal import caller
+from router.access.scopes import Action
 from router.catalog import Catalog
 from router.deadline import Deadline
 from vectorfleet import limits
@@ -39,8 +42,9 @@ class CollectionService(pb_grpc.CollectionServiceServicer):
         return pb.GetCollectionResponse(collection=await self._catalog.describe(name, _deadline(context)))
 
     async def ListCollections(self, request: pb.ListCollectionsRequest, context: Context) -> pb.ListCollectionsResponse:
-        """Returns a page of collections."""
-        return self._catalog.list(request.page_size, request.page_token)
+        """Returns a page of those collections that the caller may read."""
+        may_see = partial(caller.get().scopes.allow, Action.READ)
+        return self._catalog.list(request.page_size, request.page_token, may_see)
 
     async def DeleteCollection(
         self, request: pb.DeleteCollectionRequest, context: Context

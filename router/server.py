@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
-from router import cluster_service, collection_service, point_service, search_service
+from router import cluster_service, collection_service, key_service, point_service, search_service
+from router.access.settings import Access, AccessSettings
 from router.backups import Backups
 from router.catalog import Catalog
 from router.cluster_service import ClusterService
@@ -20,6 +21,7 @@ from router.collection_service import CollectionService
 from router.controller import Controller
 from router.embedding import Embedder
 from router.fanout import Fanout
+from router.key_service import KeyService
 from router.nodes import NodePool
 from router.point_service import PointService
 from router.reads import Reads
@@ -31,9 +33,16 @@ from vectorfleet import serving
 from vectorfleet.cluster.coordinator import Coordinator
 from vectorfleet.v1.cluster_service_pb2_grpc import add_ClusterServiceServicer_to_server
 from vectorfleet.v1.collection_service_pb2_grpc import add_CollectionServiceServicer_to_server
+from vectorfleet.v1.key_service_pb2_grpc import add_KeyServiceServicer_to_server
 from vectorfleet.v1.point_service_pb2_grpc import add_PointServiceServicer_to_server
 
-SERVICES: Final = (collection_service.NAME, point_service.NAME, search_service.NAME, cluster_service.NAME)
+SERVICES: Final = (
+    collection_service.NAME,
+    point_service.NAME,
+    search_service.NAME,
+    cluster_service.NAME,
+    key_service.NAME,
+)
 DRAIN_S: Final = 5.0
 RELEASE_TIMEOUT_S: Final = 3.0
 
@@ -51,13 +60,19 @@ class RouterSettings:
     embed_threads: int = 0
     """0: half of the cores."""
     batches_in_flight: int = 2
+    access: AccessSettings = field(default_factory=AccessSettings)
 
 
 class Router:
     """A router. Made within a running event loop; `run` is called once."""
 
     def __init__(self, coordinator: Coordinator, settings: RouterSettings) -> None:
-        """Puts the parts together; nothing runs yet."""
+        """Puts the parts together; nothing runs yet.
+
+        Raises:
+            OSError: a file of `settings.access` cannot be opened.
+            ValueError: it does not hold what it should.
+        """
         self._coordinator = coordinator
         self._settings = settings
         self._stopping = asyncio.Event()
@@ -65,7 +80,9 @@ class Router:
         self._embedder = Embedder(threads=settings.embed_threads)
         self._searches = Searches(Fanout(coordinator, self._nodes), in_flight_max=settings.batches_in_flight)
         self._controller = Controller(coordinator, self._nodes, settings.router_id)
-        self._server = serving.new_server(reuse_port=settings.reuse_port)
+        self._access = Access(settings.access, coordinator)
+        gates = [] if self._access.gate is None else [self._access.gate]
+        self._server = serving.new_server(outermost=gates, reuse_port=settings.reuse_port)
         self._health = serving.LiveReadyHealth()
 
         catalog = Catalog(coordinator, self._nodes, self._embedder)
@@ -75,6 +92,7 @@ class Router:
         add_PointServiceServicer_to_server(points, self._server)
         backups = Backups(coordinator, self._nodes, catalog, calls)
         add_ClusterServiceServicer_to_server(ClusterService(coordinator, self._nodes, backups), self._server)
+        add_KeyServiceServicer_to_server(KeyService(coordinator, authenticating=self._access.required), self._server)
         SearchService(catalog, self._searches, self._embedder, self._stopping).install(self._server)
         self._health.install(self._server, SERVICES)
 
@@ -94,12 +112,14 @@ class Router:
             _log.info("router %s listens on %s", self._settings.router_id, address)
             async with asyncio.TaskGroup() as group:
                 joined = group.create_task(self._join(address, on_ready), name="following the shard map")
+                following = group.create_task(self._access.run(), name="following keys")
                 await stopping.wait()
                 _log.info("router %s stops", self._settings.router_id)
                 self._health.stop()
                 self._stopping.set()
                 await self._server.stop(DRAIN_S)
                 joined.cancel()
+                following.cancel()
         finally:
             await self._close()
 
@@ -122,6 +142,7 @@ class Router:
     async def _close(self) -> None:
         self._health.stop()
         await self._server.stop(0)
+        await asyncio.to_thread(self._access.close)
         await self._searches.close()
         await self._embedder.close()
         await self._nodes.close()

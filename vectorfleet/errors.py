@@ -5,16 +5,18 @@
     ├── NotFound                  NOT_FOUND
     ├── AlreadyExists             ALREADY_EXISTS
     ├── FailedPrecondition        FAILED_PRECONDITION   the system must change first
-    ├── ResourceExhausted         RESOURCE_EXHAUSTED    a limit or a full queue
+    ├── Unauthenticated           UNAUTHENTICATED       no valid credential
+    ├── PermissionDenied          PERMISSION_DENIED     a valid one, whose scopes do not allow this
+    ├── ResourceExhausted         RESOURCE_EXHAUSTED    a limit or a full queue; `retry_after_s` where that is known
     ├── Unavailable               UNAVAILABLE           the only one that is retried
     ├── DeadlineExceeded          DEADLINE_EXCEEDED
     ├── DataLoss                  DATA_LOSS
     └── InternalError             INTERNAL              a defect of vectorfleet
 
 Servers raise these; `to_status` turns them into `google.rpc.Status` with `ErrorInfo {reason, domain}` (and `BadRequest`
-where a field is at fault); `from_rpc_error` turns what a channel raises back into the same class with the same reason. So
-a caller catches the class and reads `reason`, which is one of `REASONS`: the table that docs/errors.md shows (a test
-holds the two equal). Messages are for people and may change.
+where a field is at fault, `RetryInfo` where a time is known); `from_rpc_error` turns what a channel raises back into the
+same class with the same reason. So a caller catches the class and reads `reason`, which is one of `REASONS`: the table that
+docs/errors.md shows (a test holds the two equal). Messages are for people and may change.
 """
 
 from __future__ import annotations
@@ -28,7 +30,8 @@ from google.protobuf import any_pb2
 from google.rpc import error_details_pb2, status_pb2
 
 DOMAIN: Final = "vectorfleet"
-_DETAILS_KEY: Final = "grpc-status-details-bin"
+DETAILS_KEY: Final = "grpc-status-details-bin"
+"""The trailing metadata under which gRPC carries a `google.rpc.Status`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +87,31 @@ REASONS: Final[dict[str, Reason]] = {
         "The client was closed before its call was answered; a write may have happened.",
         "Make another client; writes are idempotent.",
     ),
+    "CREDENTIAL_MISSING": Reason(
+        _C.UNAUTHENTICATED,
+        "The call carries no API key and no token.",
+        "Give the client an api_key or a token.",
+    ),
+    "CREDENTIAL_INVALID": Reason(
+        _C.UNAUTHENTICATED,
+        "The API key or token is unknown, revoked, malformed, not signed by a known key, or not for this cluster.",
+        "Use another one; the message says what is known.",
+    ),
+    "CREDENTIAL_EXPIRED": Reason(_C.UNAUTHENTICATED, "The API key or token has expired.", "Get a new one."),
+    "PERMISSION_DENIED": Reason(
+        _C.PERMISSION_DENIED,
+        "The credential's scopes do not allow this; whether the collection exists is not said.",
+        "Use a credential with the scope that the message names.",
+    ),
+    "AUTHENTICATION_OFF": Reason(
+        _C.FAILED_PRECONDITION,
+        "This router asks nobody for a credential, so it makes no keys.",
+        "Start the routers with an admin key, or with --auth required.",
+    ),
+    "KEY_NOT_FOUND": Reason(_C.NOT_FOUND, "No API key has this id.", "List the keys."),
+    "JWKS_UNAVAILABLE": Reason(
+        _C.UNAVAILABLE, "The keys that verify tokens cannot be fetched.", "Retry; check the router's --jwks-url."
+    ),
     "STALE_SHARD_MAP": Reason(_C.UNAVAILABLE, "The shard map changed while the call ran.", "Retry."),
     "SHARD_UNAVAILABLE": Reason(
         _C.UNAVAILABLE, "A shard that the call needs cannot be reached.", "Retry; writes are idempotent."
@@ -100,6 +128,16 @@ REASONS: Final[dict[str, Reason]] = {
         _C.UNAVAILABLE, "The server cannot be reached at all.", "Check the address and that it runs; retry."
     ),
     "OVERLOADED": Reason(_C.RESOURCE_EXHAUSTED, "A queue is full.", "Slow down; retry later."),
+    "RATE_LIMITED": Reason(
+        _C.RESOURCE_EXHAUSTED,
+        "The caller has used up its calls or points a second on this router.",
+        "Wait for as long as RetryInfo says.",
+    ),
+    "QUOTA_EXCEEDED": Reason(
+        _C.RESOURCE_EXHAUSTED,
+        "The caller has used up its points a day on this router, or there is no room for another API key.",
+        "Wait for as long as RetryInfo says, or ask for more.",
+    ),
     "MESSAGE_TOO_LARGE": Reason(_C.RESOURCE_EXHAUSTED, "A message passes 64 MiB.", "Split the call."),
     "RESPONSE_TOO_LARGE": Reason(
         _C.RESOURCE_EXHAUSTED, "The answer would pass 64 MiB.", "Ask for fewer queries, hits, vectors or payloads."
@@ -150,15 +188,17 @@ class VectorfleetError(Exception):
         message: for people.
         field: the path of the request field at fault (`queries[3].vector`), or "".
         retryable: whether the same call may succeed later without a change.
+        retry_after_s: seconds after which it is worth another try, where the server knows; 0: it does not say.
     """
 
     default_reason: ClassVar[str] = "INTERNAL"
     retryable: ClassVar[bool] = False
 
-    def __init__(self, message: str, *, reason: str | None = None, field: str = "") -> None:
+    def __init__(self, message: str, *, reason: str | None = None, field: str = "", retry_after_s: float = 0.0) -> None:
         self.reason = reason or self.default_reason
         self.message = message
         self.field = field
+        self.retry_after_s = retry_after_s
         super().__init__(message)
 
     @property
@@ -193,6 +233,18 @@ class FailedPrecondition(VectorfleetError):
     """The request is sound, but the system must change before it can be met."""
 
     default_reason = "NO_EMBEDDING_MODEL"
+
+
+class Unauthenticated(VectorfleetError):
+    """The call carries no credential, or one that is not valid."""
+
+    default_reason = "CREDENTIAL_INVALID"
+
+
+class PermissionDenied(VectorfleetError):
+    """The caller is known, and may not do this."""
+
+    default_reason = "PERMISSION_DENIED"
 
 
 class ResourceExhausted(VectorfleetError):
@@ -231,6 +283,8 @@ _CLASS_BY_CODE: Final[dict[grpc.StatusCode, type[VectorfleetError]]] = {
     _C.NOT_FOUND: NotFound,
     _C.ALREADY_EXISTS: AlreadyExists,
     _C.FAILED_PRECONDITION: FailedPrecondition,
+    _C.UNAUTHENTICATED: Unauthenticated,
+    _C.PERMISSION_DENIED: PermissionDenied,
     _C.RESOURCE_EXHAUSTED: ResourceExhausted,
     _C.UNAVAILABLE: Unavailable,
     _C.DEADLINE_EXCEEDED: DeadlineExceeded,
@@ -243,16 +297,19 @@ _REASON_WITHOUT_DETAILS: Final[dict[grpc.StatusCode, str]] = {
     _C.RESOURCE_EXHAUSTED: "MESSAGE_TOO_LARGE",
     _C.UNIMPLEMENTED: "UNIMPLEMENTED",
     _C.CANCELLED: "CANCELLED",
+    _C.UNAUTHENTICATED: "CREDENTIAL_INVALID",
+    _C.PERMISSION_DENIED: "PERMISSION_DENIED",
 }
 _CODE_BY_NUMBER: Final = {code.value[0]: code for code in grpc.StatusCode}
 
 
-def error_for(reason: str, message: str, *, field: str = "") -> VectorfleetError:
+def error_for(reason: str, message: str, *, field: str = "", retry_after_s: float = 0.0) -> VectorfleetError:
     """Makes the exception of the class that `reason` belongs to; an unknown reason becomes `InternalError`."""
     row = REASONS.get(reason)
     if row is None:
         return InternalError(f"{reason}: {message}")
-    return _CLASS_BY_CODE.get(row.code, InternalError)(message, reason=reason, field=field)
+    cls = _CLASS_BY_CODE.get(row.code, InternalError)
+    return cls(message, reason=reason, field=field, retry_after_s=retry_after_s)
 
 
 def to_status(error: VectorfleetError) -> status_pb2.Status:
@@ -266,27 +323,38 @@ def to_status(error: VectorfleetError) -> status_pb2.Status:
         bad_request = any_pb2.Any()
         bad_request.Pack(error_details_pb2.BadRequest(field_violations=[violation]))
         details.append(bad_request)
+    if error.retry_after_s:
+        pause = error_details_pb2.RetryInfo()
+        pause.retry_delay.FromNanoseconds(round(error.retry_after_s * 1e9))
+        retry = any_pb2.Any()
+        retry.Pack(pause)
+        details.append(retry)
     return status_pb2.Status(code=error.code.value[0], message=error.message, details=details)
 
 
 def trailing_metadata(error: VectorfleetError) -> tuple[tuple[str, bytes], ...]:
     """The trailing metadata under which gRPC carries a rich status; give it to `context.abort`."""
-    return ((_DETAILS_KEY, to_status(error).SerializeToString()),)
+    return ((DETAILS_KEY, to_status(error).SerializeToString()),)
 
 
 def from_status(status: status_pb2.Status) -> VectorfleetError:
     """Reads a `google.rpc.Status` back into the exception that made it."""
     code = _CODE_BY_NUMBER.get(status.code, grpc.StatusCode.UNKNOWN)
     reason = _REASON_WITHOUT_DETAILS.get(code, "INTERNAL")
-    field = ""
+    field, retry_after_s = "", 0.0
     for detail in status.details:
         info = error_details_pb2.ErrorInfo()
         bad_request = error_details_pb2.BadRequest()
+        pause = error_details_pb2.RetryInfo()
         if detail.Unpack(info) and info.domain == DOMAIN and info.reason in REASONS:
             reason = info.reason
         elif detail.Unpack(bad_request) and bad_request.field_violations:
             field = bad_request.field_violations[0].field
-    return _CLASS_BY_CODE.get(code, InternalError)(status.message, reason=reason, field=field)
+        elif detail.Unpack(pause):
+            retry_after_s = pause.retry_delay.ToNanoseconds() / 1e9
+    return _CLASS_BY_CODE.get(code, InternalError)(
+        status.message, reason=reason, field=field, retry_after_s=retry_after_s
+    )
 
 
 def from_rpc_error(error: grpc.RpcError) -> VectorfleetError:
@@ -295,6 +363,6 @@ def from_rpc_error(error: grpc.RpcError) -> VectorfleetError:
     message = (error.details() if hasattr(error, "details") else None) or str(error)
     metadata: Iterable[Any] = (error.trailing_metadata() if hasattr(error, "trailing_metadata") else None) or ()
     for key, value in metadata:
-        if key == _DETAILS_KEY:
+        if key == DETAILS_KEY:
             return from_status(status_pb2.Status.FromString(value))
     return from_status(status_pb2.Status(code=code.value[0], message=message))

@@ -39,6 +39,9 @@ TRAIN_POINTS_DEFAULT: Final = 10_000
 SCROLL_PAGE_DEFAULT: Final = 100
 SCROLL_PAGE_MAX: Final = 10_000
 LIST_PAGE_MAX: Final = 1000
+KEYS_MAX: Final = 10_000
+KEY_SCOPES_MAX: Final = 100
+KEY_DESCRIPTION_CHARS_MAX: Final = 200
 
 CALL_BYTES_MAX: Final = 64 * 1024 * 1024
 """Bytes of points, or of hits, that one public call carries."""

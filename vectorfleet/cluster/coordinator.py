@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from vectorfleet.cluster.key_record import KeyRecord
 from vectorfleet.cluster.shard_map import ClusterState, CollectionRecord, NodeInfo
 
 
@@ -55,3 +56,9 @@ class Coordinator(Protocol):
 
     async def delete_collection(self, record: CollectionRecord) -> None:
         """Removes a collection and marks its uid as deleted, in one transaction. Raises `Conflict` or `Unavailable`."""
+
+    async def create_key(self, record: KeyRecord) -> None:
+        """Stores a new API key. Raises `Conflict` where the id is taken, `Unavailable` where etcd is away."""
+
+    async def delete_key(self, record: KeyRecord) -> None:
+        """Removes an API key; one that is gone already is fine. Raises `Conflict` or `Unavailable`."""

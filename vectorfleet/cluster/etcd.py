@@ -22,6 +22,7 @@ from vectorfleet.cluster.coordinator import Conflict
 from vectorfleet.cluster.etcd_client import VALUE_BYTES_MAX, EtcdClient, EtcdTimeouts, EtcdTls
 from vectorfleet.cluster.etcd_records import Keys, after, loaded
 from vectorfleet.cluster.etcd_session import EtcdSession
+from vectorfleet.cluster.key_record import KeyRecord
 from vectorfleet.cluster.shard_map import ClusterState, CollectionRecord, NodeInfo
 from vectorfleet.errors import ResourceExhausted, Unavailable, VectorfleetError
 
@@ -133,11 +134,11 @@ class EtcdCoordinator:
             ResourceExhausted: the record is too large for etcd.
             Unavailable: etcd is away; the collection may have been made.
         """
-        await self._swap(record, 0, _value_of(record))
+        await self._swap_collection(record, 0, _value_of(record))
 
     async def update_collection(self, record: CollectionRecord) -> None:
         """Replaces a collection that is still at the record's `mod_revision`; raises as `create_collection` does."""
-        await self._swap(record, record.mod_revision, _value_of(record))
+        await self._swap_collection(record, record.mod_revision, _value_of(record))
 
     async def delete_collection(self, record: CollectionRecord) -> None:
         """Removes a collection and marks its uid as deleted; one that is gone already is fine.
@@ -146,12 +147,23 @@ class EtcdCoordinator:
             Conflict: it changed meanwhile.
             Unavailable: etcd is away; the collection may be gone.
         """
-        await self._swap(record, record.mod_revision, None)
+        await self._swap_collection(record, record.mod_revision, None)
 
-    async def _swap(self, record: CollectionRecord, expected: int, value: bytes | None) -> None:
+    async def create_key(self, record: KeyRecord) -> None:
+        """Stores a new API key; raises as `create_collection` does."""
+        await self._swap(self._keys.key(record.id), 0, record.to_json())
+
+    async def delete_key(self, record: KeyRecord) -> None:
+        """Removes an API key; raises as `delete_collection` does."""
+        await self._swap(self._keys.key(record.id), record.mod_revision, None)
+
+    async def _swap_collection(self, record: CollectionRecord, expected: int, value: bytes | None) -> None:
         tombstone = (self._keys.deleted(record.uid), b"") if value is None else None
+        await self._swap(self._keys.collection(record.name), expected, value, also=tombstone)
+
+    async def _swap(self, key: str, expected: int, value: bytes | None, also: tuple[str, bytes] | None = None) -> None:
         try:
-            outcome = await self._client.swap(self._keys.collection(record.name), expected, value, also=tombstone)
+            outcome = await self._client.swap(key, expected, value, also=also)
         except Unavailable:
             self._connected = False
             raise
@@ -159,7 +171,7 @@ class EtcdCoordinator:
         found = None if outcome.current is None else outcome.current.value
         # Refused, but the key is as we want it: our first attempt went through, and its answer was lost.
         if not outcome.swapped and found != value:
-            raise Conflict(f"collection {record.name} changed meanwhile")
+            raise Conflict(f"{key} changed meanwhile")
         await self._seen(outcome.revision if outcome.current is None else outcome.current.mod_revision)
 
     async def _seen(self, revision: int) -> None:

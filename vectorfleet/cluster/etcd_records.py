@@ -1,8 +1,8 @@
 """The keys that etcd holds for us, and how they add up to a cluster state. Pure.
 
 Below the prefix: `nodes/<id>` (under the node's lease), `collections/<name>`, `deleted/<uid>` (empty; a collection that is gone
-for good), `controller` (under the leader's lease). A record that this release cannot read is logged and passed over: what was
-known before under its key stays. Keys of other names are nobody's business.
+for good), `keys/<id>` (API keys, hashed), `controller` (under the leader's lease). A record that this release cannot read is
+logged and passed over: what was known before under its key stays. Keys of other names are nobody's business.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import Any
 
 from vectorfleet.cluster.etcd_client import Entry
+from vectorfleet.cluster.key_record import KeyRecord
 from vectorfleet.cluster.shard_map import ClusterState, CollectionRecord, NodeInfo, node_from_json
 
 _log = logging.getLogger(__name__)
@@ -41,6 +42,10 @@ class Keys:
         """Of a collection that is gone for good."""
         return f"{self.prefix}deleted/{uid}"
 
+    def key(self, key_id: str) -> str:
+        """Of an API key."""
+        return f"{self.prefix}keys/{key_id}"
+
     def split(self, key: str) -> tuple[str, str]:
         """Splits a key into its folder and its name."""
         folder, _, name = key.removeprefix(self.prefix).partition("/")
@@ -54,14 +59,16 @@ def loaded(keys: Keys, known: ClusterState, revision: int, entries: Iterable[Ent
     base = ClusterState(
         nodes={name: node for name, node in known.nodes.items() if ("nodes", name) in present},
         collections={name: one for name, one in known.collections.items() if ("collections", name) in present},
+        keys={name: one for name, one in known.keys.items() if ("keys", name) in present},
     )
     return after(keys, base, revision, entries)
 
 
 def after(keys: Keys, state: ClusterState, revision: int, changes: Iterable[Entry]) -> ClusterState:
     """The state at `revision`, after the changes that came since."""
-    nodes, collections, deleted = dict(state.nodes), dict(state.collections), set(state.deleted_uids)
-    folders: dict[str, dict[str, Any]] = {"nodes": nodes, "collections": collections}
+    nodes, collections, api_keys = dict(state.nodes), dict(state.collections), dict(state.keys)
+    deleted = set(state.deleted_uids)
+    folders: dict[str, dict[str, Any]] = {"nodes": nodes, "collections": collections, "keys": api_keys}
     controller = state.controller
     for change in changes:
         folder, name = keys.split(change.key)
@@ -83,13 +90,20 @@ def after(keys: Keys, state: ClusterState, revision: int, changes: Iterable[Entr
         collections=MappingProxyType(collections),
         deleted_uids=frozenset(deleted),
         controller=controller,
+        keys=MappingProxyType(api_keys),
     )
 
 
-def _read(folder: str, name: str, change: Entry) -> NodeInfo | CollectionRecord:
+def _read(folder: str, name: str, change: Entry) -> NodeInfo | CollectionRecord | KeyRecord:
     value = change.value or b""
-    record = node_from_json(value) if folder == "nodes" else CollectionRecord.from_json(value, change.mod_revision)
-    found = record.id if isinstance(record, NodeInfo) else record.name
+    record: NodeInfo | CollectionRecord | KeyRecord
+    if folder == "nodes":
+        record = node_from_json(value)
+    elif folder == "keys":
+        record = KeyRecord.from_json(value, change.mod_revision)
+    else:
+        record = CollectionRecord.from_json(value, change.mod_revision)
+    found = record.name if isinstance(record, CollectionRecord) else record.id
     if found != name:
         raise ValueError(f"the record is of {found!r}")
     return record

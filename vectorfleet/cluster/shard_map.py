@@ -13,6 +13,8 @@ from dataclasses import asdict, dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
+from vectorfleet.cluster.key_record import KeyRecord
+
 FORMAT_VERSION = 1
 
 
@@ -147,6 +149,8 @@ class ClusterState:
     """Collections deleted for good: the only ones whose files a node may remove."""
     controller: str = ""
     """The router that leads; "" while there is none."""
+    keys: Mapping[str, KeyRecord] = field(default_factory=lambda: MappingProxyType({}))
+    """API keys by id."""
 
     def by_uid(self, uid: str) -> CollectionRecord | None:
         """Finds a collection by its uid."""

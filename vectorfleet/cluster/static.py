@@ -13,6 +13,7 @@ from dataclasses import replace
 from types import MappingProxyType
 
 from vectorfleet.cluster.coordinator import Conflict
+from vectorfleet.cluster.key_record import KeyRecord
 from vectorfleet.cluster.shard_map import ClusterState, CollectionRecord, NodeInfo
 from vectorfleet.errors import Unavailable
 
@@ -38,6 +39,7 @@ class StaticCluster:
         nodes: Mapping[str, NodeInfo] | None = None,
         collections: Mapping[str, CollectionRecord] | None = None,
         deleted_uids: frozenset[str] | None = None,
+        keys: Mapping[str, KeyRecord] | None = None,
     ) -> int:
         """Replaces parts of the state, one epoch on; returns that epoch. Tests may call it to stage a situation."""
         now = self.state
@@ -48,6 +50,7 @@ class StaticCluster:
             collections=now.collections if collections is None else MappingProxyType(dict(collections)),
             deleted_uids=now.deleted_uids if deleted_uids is None else deleted_uids,
             controller=self._candidates[0].candidate if self._candidates else "",
+            keys=now.keys if keys is None else MappingProxyType(dict(keys)),
         )
         self._changed.set()
         self._changed = asyncio.Event()
@@ -141,6 +144,19 @@ class StaticCoordinator:
         self._compare(record)
         kept = {name: other for name, other in self.state.collections.items() if name != record.name}
         self.cluster.change(collections=kept, deleted_uids=self.state.deleted_uids | {record.uid})
+
+    async def create_key(self, record: KeyRecord) -> None:
+        """Stores a new API key. Raises `Conflict` where the id is taken."""
+        self._reach()
+        if record.id in self.state.keys:
+            raise Conflict(f"key {record.id} exists")
+        stored = record.at(self.state.epoch + 1)
+        self.cluster.change(keys={**self.state.keys, record.id: stored})
+
+    async def delete_key(self, record: KeyRecord) -> None:
+        """Removes an API key; one that is gone is fine."""
+        self._reach()
+        self.cluster.change(keys={key_id: key for key_id, key in self.state.keys.items() if key_id != record.id})
 
     def _reach(self) -> None:
         if self.cluster.away:

@@ -9,6 +9,7 @@ import pytest
 
 from vectorfleet.cluster.etcd_client import Entry
 from vectorfleet.cluster.etcd_records import Keys, after, loaded
+from vectorfleet.cluster.key_record import KeyRecord, Limits
 from vectorfleet.cluster.shard_map import (
     ClusterState,
     CollectionRecord,
@@ -20,6 +21,9 @@ from vectorfleet.cluster.shard_map import (
 KEYS = Keys("/v/")
 NODE = NodeInfo("n1", "10.0.0.1:7000", "1.0")
 RECORD = CollectionRecord("films", "u1", 8, 1, (ShardAssignment(0, 0, 2**64 - 1, 1, "n1", ("n1",), ("n1",)),))
+
+
+KEY = KeyRecord("k1", "0" * 64, ("read:films", "write:a*"), "the loader", 5, 6, Limits(1.5, 2.0, 3.0))
 
 
 def put(key: str, value: bytes, revision: int) -> Entry:
@@ -36,6 +40,7 @@ def full() -> ClusterState:
         put("/v/collections/films", RECORD.to_json(), 4),
         put("/v/deleted/u0", b"", 5),
         put("/v/controller", b"r1", 6),
+        put("/v/keys/k1", KEY.to_json(), 7),
     ]
     return loaded(KEYS, ClusterState(), 9, entries)
 
@@ -48,6 +53,19 @@ def test_a_load_gives_the_whole_state() -> None:
     assert state.collections["films"].shards == RECORD.shards
     assert state.deleted_uids == {"u0"}
     assert state.controller == "r1"
+    assert dict(state.keys) == {"k1": KEY.at(7)}
+
+
+def test_a_key_that_cannot_be_read_opens_nothing() -> None:
+    for value in (b"", b"{}", b"7", KEY.to_json().replace(b'"format_version":1', b'"format_version":2'), b"\xff"):
+        assert not loaded(KEYS, ClusterState(), 9, [put("/v/keys/k1", value, 8)]).keys
+    assert not loaded(KEYS, ClusterState(), 9, [put("/v/keys/k2", KEY.to_json(), 8)]).keys, "it is of another"
+
+
+def test_a_key_that_was_revoked_while_nobody_watched_is_forgotten() -> None:
+    rest = [put("/v/collections/films", RECORD.to_json(), 4)]
+    assert not loaded(KEYS, full(), 12, rest).keys
+    assert not after(KEYS, full(), 10, [gone("/v/keys/k1", 10)]).keys
 
 
 def test_a_load_forgets_what_is_gone() -> None:
@@ -61,6 +79,7 @@ def test_changes_follow_one_another_and_leave_the_older_state_alone() -> None:
         gone("/v/collections/films", 11),
         put("/v/deleted/u1", b"", 11),
         gone("/v/controller", 12),
+        gone("/v/keys/k1", 12),
     ]
     state = after(KEYS, before, 12, changes)
     assert state == ClusterState(12, deleted_uids=frozenset({"u0", "u1"}))

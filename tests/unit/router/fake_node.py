@@ -164,6 +164,7 @@ class Fleet:
     channel: grpc.aio.Channel
     stopping: asyncio.Event
     router: asyncio.Task[None]
+    address: str
 
 
 @asynccontextmanager
@@ -191,7 +192,7 @@ async def fleet(*names: str, metric: int = types_pb2.METRIC_L2, **settings: Any)
             address = await ready
         channel = grpc.aio.insecure_channel(address, options=list(CHANNEL_OPTIONS))
         try:
-            yield Fleet(cluster, nodes, channel, stopping, running)
+            yield Fleet(cluster, nodes, channel, stopping, running, address)
         finally:
             await channel.close()
             for node in nodes.values():
