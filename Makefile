@@ -42,10 +42,11 @@ torture: $(STAMP) ## Kill a cluster's processes ROUNDS=200 times over (SEED=, FI
 fuzz: $(STAMP) ## Send N=20000 malformed requests (SEED=) to every RPC of a cluster and check that none does harm
 	$(BIN)/python -m tests.cluster.fuzz --requests $(or $(N),20000) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
-lint: $(STAMP) proto-check ## Check style, types and the contract
+lint: $(STAMP) proto-check ## Check style, types, the contract, and dependencies for known vulnerabilities
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python .ci/audit_dependencies.py
 
 format: $(STAMP) ## Format the code
 	$(BIN)/ruff check --fix .
