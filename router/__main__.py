@@ -23,6 +23,7 @@ from router.access.arguments import access_settings_of
 from router.arguments import parse
 from router.server import Router, RouterSettings
 from vectorfleet.cluster.etcd_arguments import coordinator_of
+from vectorfleet.tls_arguments import transport_of
 
 _log = logging.getLogger("router")
 
@@ -53,12 +54,13 @@ async def _serve(arguments: argparse.Namespace) -> None:
         router_id=arguments.router_id,
         host=arguments.host,
         port=arguments.port,
+        health_port=arguments.health_port,
         reuse_port=arguments.reuse_port,
         embed_threads=arguments.embed_threads,
         batches_in_flight=arguments.batches_in_flight,
         access=access_settings_of(arguments),
     )
-    await Router(coordinator_of(arguments), settings).run(stopping, _announce)
+    await Router(coordinator_of(arguments), settings, transport_of(arguments)).run(stopping, _announce)
 
 
 def _announce(address: str) -> None:

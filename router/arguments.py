@@ -10,6 +10,7 @@ from typing import Final
 
 from router.access.arguments import add_access_arguments
 from vectorfleet.cluster.etcd_arguments import add_etcd_arguments
+from vectorfleet.tls_arguments import add_tls_arguments
 
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 PORT_DEFAULT: Final = 7700
@@ -52,6 +53,7 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] = os.environ)
     )
     add_etcd_arguments(parser, environment)
     add_access_arguments(parser, environment)
+    add_tls_arguments(parser, environment, serves_clients=True)
     parsed = parser.parse_args(arguments)
     parsed.router_id = parsed.router_id or f"router-{uuid.uuid4().hex[:12]}"
     return parsed

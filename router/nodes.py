@@ -22,7 +22,7 @@ from vectorfleet import errors
 from vectorfleet.cluster.coordinator import Coordinator
 from vectorfleet.cluster.shard_map import ClusterState
 from vectorfleet.internal.v1 import shard_service_pb2, shard_service_pb2_grpc
-from vectorfleet.rpc_options import CHANNEL_OPTIONS
+from vectorfleet.transport import Transport
 
 PROBE_INTERVAL_S: Final = 0.25
 PROBE_TIMEOUT_S: Final = 1.0
@@ -41,6 +41,8 @@ class Node:
     address: str
     channel: grpc.aio.Channel
     stub: shard_service_pb2_grpc.ShardServiceAsyncStub
+    generation: int = 0
+    """Of the certificates that the channel was made with."""
     circuit: Circuit = field(default_factory=Circuit)
     under_way: set[Any] = field(default_factory=set)
     """Calls that wait for this node."""
@@ -91,7 +93,8 @@ def _cancelling() -> bool:
 class NodePool:
     """All nodes that the shard map knows, by id and by address."""
 
-    def __init__(self) -> None:
+    def __init__(self, transport: Transport | None = None) -> None:
+        self._transport = transport or Transport()
         self._nodes: dict[str, Node] = {}
         self._addresses: dict[str, str] = {}
         self._registered: frozenset[str] = frozenset()
@@ -103,11 +106,18 @@ class NodePool:
     def at(self, address: str) -> Node:
         """The node at an address."""
         node = self._nodes.get(address)
+        generation = self._transport.generation
         if node is None:
-            channel = grpc.aio.insecure_channel(address, options=list(CHANNEL_OPTIONS))
-            stub = shard_service_pb2_grpc.ShardServiceStub(channel)
-            node = self._nodes[address] = Node(address, channel, stub)
+            node = self._nodes[address] = Node(address, *self._dial(address), generation)
+        elif node.generation != generation:
+            # Calls under way keep the old channel until they end; nothing else does.
+            node.channel, node.stub = self._dial(address)
+            node.generation = generation
         return node
+
+    def _dial(self, address: str) -> tuple[grpc.aio.Channel, shard_service_pb2_grpc.ShardServiceAsyncStub]:
+        channel = self._transport.channel(address)
+        return channel, shard_service_pb2_grpc.ShardServiceStub(channel)
 
     def find(self, node_id: str, state: ClusterState) -> Node | None:
         """The node of an id, at its present or last known address; None when it was never seen."""

@@ -31,6 +31,7 @@ from router.shard_calls import ShardCalls
 from router.writes import Writes
 from vectorfleet import serving
 from vectorfleet.cluster.coordinator import Coordinator
+from vectorfleet.transport import Transport
 from vectorfleet.v1.cluster_service_pb2_grpc import add_ClusterServiceServicer_to_server
 from vectorfleet.v1.collection_service_pb2_grpc import add_CollectionServiceServicer_to_server
 from vectorfleet.v1.key_service_pb2_grpc import add_KeyServiceServicer_to_server
@@ -56,6 +57,8 @@ class RouterSettings:
     router_id: str
     host: str = "127.0.0.1"
     port: int = 0
+    health_port: int | None = None
+    """In the clear, for probes; None: none."""
     reuse_port: bool = False
     embed_threads: int = 0
     """0: half of the cores."""
@@ -66,17 +69,23 @@ class RouterSettings:
 class Router:
     """A router. Made within a running event loop; `run` is called once."""
 
-    def __init__(self, coordinator: Coordinator, settings: RouterSettings) -> None:
+    def __init__(self, coordinator: Coordinator, settings: RouterSettings, transport: Transport | None = None) -> None:
         """Puts the parts together; nothing runs yet.
+
+        Args:
+            coordinator: not started.
+            settings: what the command line decides.
+            transport: how it listens and dials; None: in the clear.
 
         Raises:
             OSError: a file of `settings.access` cannot be opened.
             ValueError: it does not hold what it should.
         """
+        self._transport = transport or Transport()
         self._coordinator = coordinator
         self._settings = settings
         self._stopping = asyncio.Event()
-        self._nodes = NodePool()
+        self._nodes = NodePool(self._transport)
         self._embedder = Embedder(threads=settings.embed_threads)
         self._searches = Searches(Fanout(coordinator, self._nodes), in_flight_max=settings.batches_in_flight)
         self._controller = Controller(coordinator, self._nodes, settings.router_id)
@@ -84,6 +93,7 @@ class Router:
         gates = [] if self._access.gate is None else [self._access.gate]
         self._server = serving.new_server(outermost=gates, reuse_port=settings.reuse_port)
         self._health = serving.LiveReadyHealth()
+        self._probes = serving.HealthPort(self._health, settings.host, settings.health_port)
 
         catalog = Catalog(coordinator, self._nodes, self._embedder)
         calls = ShardCalls(coordinator, self._nodes)
@@ -106,30 +116,26 @@ class Router:
         Raises:
             OSError: the port cannot be had.
         """
-        address = self._listen()
+        address = self._transport.listen(self._server, self._settings.host, self._settings.port)
         try:
             await self._server.start()
+            await self._probes.start()
             _log.info("router %s listens on %s", self._settings.router_id, address)
             async with asyncio.TaskGroup() as group:
-                joined = group.create_task(self._join(address, on_ready), name="following the shard map")
-                following = group.create_task(self._access.run(), name="following keys")
+                for_ever = [
+                    group.create_task(self._join(address, on_ready), name="following the shard map"),
+                    group.create_task(self._transport.follow(), name="following the certificates"),
+                    group.create_task(self._access.run(), name="following keys"),
+                ]
                 await stopping.wait()
                 _log.info("router %s stops", self._settings.router_id)
                 self._health.stop()
                 self._stopping.set()
                 await self._server.stop(DRAIN_S)
-                joined.cancel()
-                following.cancel()
+                for task in for_ever:
+                    task.cancel()
         finally:
             await self._close()
-
-    def _listen(self) -> str:
-        host = f"[{self._settings.host}]" if ":" in self._settings.host else self._settings.host
-        try:
-            port = self._server.add_insecure_port(f"{host}:{self._settings.port}")
-        except RuntimeError as error:
-            raise OSError(f"cannot listen on {host}:{self._settings.port} (is it in use?): {error}") from error
-        return f"{host}:{port}"
 
     async def _join(self, address: str, on_ready: Callable[[str], None]) -> None:
         await self._coordinator.start()
@@ -142,6 +148,7 @@ class Router:
     async def _close(self) -> None:
         self._health.stop()
         await self._server.stop(0)
+        await self._probes.stop()
         await asyncio.to_thread(self._access.close)
         await self._searches.close()
         await self._embedder.close()

@@ -26,6 +26,7 @@ from shard_server.data_dir import DataDir, DataDirError
 from shard_server.engine.upkeep import EngineSettings
 from shard_server.node import Node, NodeSettings
 from vectorfleet.cluster.etcd_arguments import coordinator_of
+from vectorfleet.tls_arguments import transport_of
 
 _log = logging.getLogger("shard_server")
 
@@ -60,7 +61,7 @@ async def _serve(arguments: argparse.Namespace, data: DataDir) -> bool:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
-    node = Node(data, coordinator_of(arguments), _settings(arguments))
+    node = Node(data, coordinator_of(arguments), _settings(arguments), transport_of(arguments))
     return await node.run(stopping, _announce)
 
 
@@ -78,8 +79,10 @@ def _settings(arguments: argparse.Namespace) -> NodeSettings:
     return NodeSettings(
         host=arguments.host,
         port=arguments.port,
+        health_port=arguments.health_port,
         advertise=arguments.advertise,
         search_threads=arguments.search_threads,
+        trust_domain=arguments.trust_domain,
         backup_roots=tuple(arguments.backup_root),
         engine=replace(EngineSettings(), **{name: value for name, value in wanted.items() if value}),
     )

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from vectorfleet.cluster.etcd_arguments import add_etcd_arguments
+from vectorfleet.tls_arguments import add_tls_arguments
 
 WILDCARDS: Final = frozenset({"0.0.0.0", "::", ""})  # noqa: S104 (only recognised)
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
@@ -63,6 +64,7 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] = os.environ)
         "times; none: no backups [env VECTORFLEET_BACKUP_ROOT, separated by commas]",
     )
     add_etcd_arguments(parser, environment)
+    add_tls_arguments(parser, environment, serves_clients=False)
     parsed = parser.parse_args(arguments)
     named = environment.get("VECTORFLEET_BACKUP_ROOT", "").split(",")
     parsed.backup_root = parsed.backup_root or [place.strip() for place in named if place.strip()]

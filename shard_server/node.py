@@ -41,8 +41,10 @@ from vectorfleet import serving
 from vectorfleet._version import __version__
 from vectorfleet.cluster.coordinator import Coordinator
 from vectorfleet.cluster.shard_map import CollectionRecord, NodeInfo
+from vectorfleet.identity import SHARD, TRUST_DOMAIN_DEFAULT, MembersOnly
 from vectorfleet.internal.v1 import shard_service_pb2 as pb
 from vectorfleet.internal.v1.shard_service_pb2_grpc import add_ShardServiceServicer_to_server
+from vectorfleet.transport import Transport
 
 WRITE_BYTES_MAX: Final = 256 << 20
 """Writes in memory that wait for their commit, over all replicas."""
@@ -55,6 +57,8 @@ COMMIT_THREADS: Final = 8
 REPLICAS_MAX: Final = 100_000
 """Bounds work of which there is one piece a replica."""
 BACKGROUND_NICE: Final = 10
+PEERS: Final = {f"/{service.NAME}/{method}": frozenset({SHARD}) for method in ("FetchCodebook", "Sample")}
+"""What shard servers ask of one another; everything else is routers' to ask."""
 DRAIN_S: Final = 5.0
 RELEASE_TIMEOUT_S: Final = 3.0
 _log = logging.getLogger(__name__)
@@ -66,11 +70,15 @@ class NodeSettings:
 
     host: str = "127.0.0.1"
     port: int = 0
+    health_port: int | None = None
+    """In the clear, for probes; None: none."""
     advertise: str = ""
     """host:port; "": host and the bound port."""
     search_threads: int = 0
     """0: one for each core."""
     engine: EngineSettings = field(default_factory=EngineSettings)
+    trust_domain: str = TRUST_DOMAIN_DEFAULT
+    """Of the processes that may call this one, where certificates say who calls."""
     backup_roots: tuple[str, ...] = ()
     """Where it may write and read backups."""
 
@@ -78,8 +86,18 @@ class NodeSettings:
 class Node:
     """A shard server. Made within a running event loop; `run` is called once."""
 
-    def __init__(self, data: DataDir, coordinator: Coordinator, settings: NodeSettings) -> None:
-        """Puts the parts together; nothing runs yet."""
+    def __init__(
+        self, data: DataDir, coordinator: Coordinator, settings: NodeSettings, transport: Transport | None = None
+    ) -> None:
+        """Puts the parts together; nothing runs yet.
+
+        Args:
+            data: this node's folder.
+            coordinator: not started.
+            settings: what the command line decides.
+            transport: how it listens and dials; None: in the clear.
+        """
+        self._transport = transport or Transport()
         self._coordinator = coordinator
         self._settings = settings
         self._node_id = data.node_id
@@ -95,7 +113,7 @@ class Node:
         manifests = WorkPool("backup manifests", threads=1, waiting_max=READS_WAITING_MAX)
         self._pools = (search, reads, control, commit, lifecycle, sealing, background, training, backup, manifests)
 
-        self._peers = Peers()
+        self._peers = Peers(self._transport)
         store = CodebookStore(data.codebooks)
         self._maintenance = Maintenance(lambda: self._host.replicas, sealing, background)
         self._archive = Archive(
@@ -120,8 +138,10 @@ class Node:
         self._servicer = ShardServicer(
             self._host, searcher, self._training, self._archive, store, ServicePools(reads, control), data.path
         )
-        self._server = serving.new_server()
+        members = [MembersOnly(settings.trust_domain, PEERS)] if self._transport.identifies else []
+        self._server = serving.new_server(members)
         self._health = serving.LiveReadyHealth()
+        self._probes = serving.HealthPort(self._health, settings.host, settings.health_port)
 
     async def run(self, stopping: asyncio.Event, on_ready: Callable[[str], None]) -> bool:
         """Serves until `stopping` is set.
@@ -140,11 +160,13 @@ class Node:
         try:
             await self._host.open_known()
             await self._server.start()
+            await self._probes.start()
             _log.info("node %s listens on %s", self._node_id, address)
             async with asyncio.TaskGroup() as group:
                 for_ever = [
                     group.create_task(self._maintenance.run(), name="background work"),
                     group.create_task(self._join(address, on_ready), name="following the shard map"),
+                    group.create_task(self._transport.follow(), name="following the certificates"),
                 ]
                 await stopping.wait()
                 _log.info("node %s stops", self._node_id)
@@ -157,14 +179,9 @@ class Node:
         return closed
 
     def _listen(self) -> str:
-        host = f"[{self._settings.host}]" if ":" in self._settings.host else self._settings.host
         add_ShardServiceServicer_to_server(self._servicer, self._server)
         self._health.install(self._server, [service.NAME])
-        try:
-            port = self._server.add_insecure_port(f"{host}:{self._settings.port}")
-        except RuntimeError as error:
-            raise OSError(f"cannot listen on {host}:{self._settings.port}: {error}") from error
-        address = f"{host}:{port}"
+        address = self._transport.listen(self._server, self._settings.host, self._settings.port)
         self._servicer.address = self._settings.advertise or address
         return address
 
@@ -182,6 +199,7 @@ class Node:
     async def _close(self) -> bool:
         self._health.stop()
         await self._server.stop(0)
+        await self._probes.stop()
         await self._training.close()
         await self._archive.close()
         closed = await self._host.close()

@@ -10,7 +10,7 @@ import grpc
 from vectorfleet.errors import ResourceExhausted, from_rpc_error
 from vectorfleet.internal.v1 import shard_service_pb2 as pb
 from vectorfleet.internal.v1 import shard_service_pb2_grpc as pb_grpc
-from vectorfleet.rpc_options import CHANNEL_OPTIONS
+from vectorfleet.transport import Transport
 
 if TYPE_CHECKING:
     from vectorfleet.internal.v1.shard_service_pb2_grpc import ShardServiceAsyncStub
@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 class Peers:
     """Calls other shard servers (or this one: an address is an address)."""
 
-    def __init__(self) -> None:
+    def __init__(self, transport: Transport | None = None) -> None:
+        self._transport = transport or Transport()
+        self._generation = self._transport.generation
         self._channels: dict[str, grpc.aio.Channel] = {}
 
     async def codebook(self, address: str, uid: str, version: int, *, bytes_max: int, timeout_s: float) -> bytes:
@@ -57,7 +59,10 @@ class Peers:
         await self.keep_only(set())
 
     def _stub(self, address: str) -> ShardServiceAsyncStub:
+        if self._generation != self._transport.generation:
+            self._generation = self._transport.generation
+            self._channels.clear()  # calls under way keep theirs until they end; nothing else does
         channel = self._channels.get(address)
         if channel is None:
-            channel = self._channels[address] = grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
+            channel = self._channels[address] = self._transport.channel(address)
         return pb_grpc.ShardServiceStub(channel)

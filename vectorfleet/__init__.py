@@ -26,6 +26,7 @@ from vectorfleet._models import (
     ShardState,
     UpsertResult,
 )
+from vectorfleet._security import Security
 from vectorfleet._version import __version__
 from vectorfleet.errors import (
     AlreadyExists,
@@ -70,6 +71,7 @@ __all__ = [
     "ResourceExhausted",
     "RestoredBackup",
     "SearchResult",
+    "Security",
     "ShardState",
     "TransferProgress",
     "Unauthenticated",

@@ -26,9 +26,9 @@ from vectorfleet import _codec as codec
 from vectorfleet import errors, limits
 from vectorfleet._aio_sharing import AioSharing
 from vectorfleet._arguments import Filter, Ids, Payloads
-from vectorfleet._attempts import Attempts, client_closed, failure_of, poll_pause_s
+from vectorfleet._attempts import Attempts, client_closed, poll_pause_s
 from vectorfleet._backups import Backup, OnProgress, RestoredBackup
-from vectorfleet._channel import CLIENT_OPTIONS
+from vectorfleet._channel import Endpoint
 from vectorfleet._models import (
     ClusterInfo,
     Collection,
@@ -39,6 +39,7 @@ from vectorfleet._models import (
     SearchResult,
     UpsertResult,
 )
+from vectorfleet._security import Security
 from vectorfleet.v1 import (
     cluster_service_pb2,
     cluster_service_pb2_grpc,
@@ -67,13 +68,20 @@ class AsyncClient:
     Args:
         address: "host:port" of a router. The connection is made when it is first needed.
         timeout: seconds that a call may take unless the method is told otherwise.
+        security: certificates; what it leaves open comes from the environment or the configuration file (docs/security.md).
 
     Raises:
-        InvalidRequest: the address or the timeout makes no sense.
+        InvalidRequest: the address, the timeout or the certificates make no sense, or TLS is missing.
     """
 
-    def __init__(self, address: str = "127.0.0.1:7700", *, timeout: float = limits.CALL_TIMEOUT_DEFAULT_S) -> None:
-        self._address = arguments.target(address)
+    def __init__(
+        self,
+        address: str = "127.0.0.1:7700",
+        *,
+        timeout: float = limits.CALL_TIMEOUT_DEFAULT_S,
+        security: Security | None = None,
+    ) -> None:
+        self._endpoint = Endpoint(address, security)
         self._timeout_s = arguments.seconds(timeout)
         self._connected: _Stubs | None = None
         self._closed = False
@@ -87,7 +95,7 @@ class AsyncClient:
         await self.close()
 
     def __repr__(self) -> str:
-        return f"<AsyncClient of {self._address}>"
+        return f"<AsyncClient of {self._endpoint.address}>"
 
     async def close(self) -> None:
         """Closes the connection; calls that still run fail with `CLIENT_CLOSED`. May be called twice."""
@@ -285,7 +293,7 @@ class AsyncClient:
         if self._closed:
             raise client_closed()
         if self._connected is None:
-            self._connected = _Stubs(grpc.aio.insecure_channel(self._address, options=CLIENT_OPTIONS), self._each)
+            self._connected = _Stubs(self._endpoint.aio_channel(), self._each)
         return self._connected
 
     async def _call(
@@ -352,7 +360,7 @@ class AsyncClient:
             task = asyncio.current_task()
             if not self._closed or (task is not None and task.cancelling()):
                 raise error  # the caller was cancelled; otherwise `close` cancelled the call
-        return failure_of(error, self._address, closed=self._closed)
+        return self._endpoint.failure(error, closed=self._closed)
 
     def _seconds(self, timeout: float | None) -> float:
         return self._timeout_s if timeout is None else arguments.seconds(timeout)

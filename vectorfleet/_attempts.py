@@ -19,6 +19,7 @@ PAUSE_FIRST_S: Final = 0.1
 PAUSE_MAX_S: Final = 2.0
 POLL_FIRST_S: Final = 0.05
 POLL_MAX_S: Final = 0.5
+NOT_REACHED: Final = " cannot be reached: "
 _NOT_SENT: Final = "failed to connect"
 """How gRPC's core words that no connection came about; should it change its words, we only retry less."""
 
@@ -75,7 +76,7 @@ def failure_of(error: BaseException, address: str, *, closed: bool) -> errors.Ve
     if closed and failure.reason == "CANCELLED":
         return client_closed()
     if failure.reason == "UNREACHABLE":
-        return errors.Unavailable(f"{address} cannot be reached: {failure.message}", reason="UNREACHABLE")
+        return errors.Unavailable(f"{address}{NOT_REACHED}{failure.message}", reason="UNREACHABLE")
     return failure
 
 

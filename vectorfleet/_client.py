@@ -23,9 +23,9 @@ from vectorfleet import _backups as backups
 from vectorfleet import _codec as codec
 from vectorfleet import errors, limits
 from vectorfleet._arguments import Filter, Ids, Payloads
-from vectorfleet._attempts import Attempts, failure_of, poll_pause_s
+from vectorfleet._attempts import Attempts, poll_pause_s
 from vectorfleet._backups import Backup, OnProgress, RestoredBackup
-from vectorfleet._channel import CLIENT_OPTIONS
+from vectorfleet._channel import Endpoint
 from vectorfleet._models import (
     ClusterInfo,
     Collection,
@@ -36,16 +36,10 @@ from vectorfleet._models import (
     SearchResult,
     UpsertResult,
 )
+from vectorfleet._security import Security
+from vectorfleet._stubs import Stubs
 from vectorfleet._thread_sharing import ThreadSharing
-from vectorfleet.v1 import (
-    cluster_service_pb2,
-    cluster_service_pb2_grpc,
-    collection_service_pb2,
-    collection_service_pb2_grpc,
-    point_service_pb2,
-    point_service_pb2_grpc,
-    search_service_pb2_grpc,
-)
+from vectorfleet.v1 import cluster_service_pb2, collection_service_pb2, point_service_pb2
 
 RequestT = TypeVar("RequestT")
 ResponseT = TypeVar("ResponseT")
@@ -66,21 +60,24 @@ class Client:
     Args:
         address: "host:port" of a router. The connection is made when it is first needed.
         timeout: seconds that a call may take unless the method is told otherwise.
+        security: certificates; what it leaves open comes from the environment or the configuration file (docs/security.md).
 
     Raises:
-        InvalidRequest: the address or the timeout makes no sense.
+        InvalidRequest: the address, the timeout or the certificates make no sense, or TLS is missing.
     """
 
-    def __init__(self, address: str = "127.0.0.1:7700", *, timeout: float = limits.CALL_TIMEOUT_DEFAULT_S) -> None:
-        self._address = arguments.target(address)
+    def __init__(
+        self,
+        address: str = "127.0.0.1:7700",
+        *,
+        timeout: float = limits.CALL_TIMEOUT_DEFAULT_S,
+        security: Security | None = None,
+    ) -> None:
+        self._endpoint = Endpoint(address, security)
         self._timeout_s = arguments.seconds(timeout)
         self._closed = False
-        self._channel = grpc.insecure_channel(self._address, options=CLIENT_OPTIONS)
-        self._collections = collection_service_pb2_grpc.CollectionServiceStub(self._channel)
-        self._points = point_service_pb2_grpc.PointServiceStub(self._channel)
-        self._search = search_service_pb2_grpc.SearchServiceStub(self._channel)
-        self._cluster = cluster_service_pb2_grpc.ClusterServiceStub(self._channel)
-        self._sharing = ThreadSharing(partial(self._each, self._search.Search))
+        self._stubs = Stubs(self._endpoint.channel())
+        self._sharing = ThreadSharing(partial(self._each, self._stubs.search.Search))
 
     def __enter__(self) -> Self:
         return self
@@ -91,12 +88,12 @@ class Client:
         self.close()
 
     def __repr__(self) -> str:
-        return f"<Client of {self._address}>"
+        return f"<Client of {self._endpoint.address}>"
 
     def close(self) -> None:
         """Closes the connection; calls that still run fail with `CLIENT_CLOSED`. May be called twice."""
         self._closed = True
-        self._channel.close()
+        self._stubs.channel.close()
 
     # ------------------------------------------------------------------------------------------------- collections
 
@@ -130,13 +127,13 @@ class Client:
             Unavailable: there are no nodes, or etcd cannot be reached. Not retried, unless nothing can have happened.
         """
         request = codec.create_collection(name, dim, metric, shards, embedding_model, index)
-        response = self._call(self._collections.CreateCollection, request, timeout, repeatable=False)
+        response = self._call(self._stubs.collections.CreateCollection, request, timeout, repeatable=False)
         return answers.collection(response.collection)
 
     def get_collection(self, name: str, *, timeout: float | None = None) -> Collection:
         """Returns a collection and how far its index is; raises `NotFound`."""
         request = collection_service_pb2.GetCollectionRequest(name=codec.collection_name(name))
-        return answers.collection(self._call(self._collections.GetCollection, request, timeout).collection)
+        return answers.collection(self._call(self._stubs.collections.GetCollection, request, timeout).collection)
 
     def list_collections(self, *, timeout: float | None = None) -> list[Collection]:
         """Returns all collections by name, without their progress."""
@@ -144,7 +141,7 @@ class Client:
         page_token = ""
         while True:
             request = collection_service_pb2.ListCollectionsRequest(page_token=page_token)
-            response = self._call(self._collections.ListCollections, request, timeout)
+            response = self._call(self._stubs.collections.ListCollections, request, timeout)
             found.extend(answers.collection(message) for message in response.collections)
             page_token = response.next_page_token
             if not page_token:
@@ -153,7 +150,7 @@ class Client:
     def delete_collection(self, name: str, *, timeout: float | None = None) -> None:
         """Removes a collection and all its points; there is no way back. Raises `NotFound`; retried like a creation."""
         request = collection_service_pb2.DeleteCollectionRequest(name=codec.collection_name(name))
-        self._call(self._collections.DeleteCollection, request, timeout, repeatable=False)
+        self._call(self._stubs.collections.DeleteCollection, request, timeout, repeatable=False)
 
     def wait_indexed(self, name: str, *, timeout: float = 600.0) -> Collection:
         """Waits until nothing is left to train, seal, encode or merge, and returns the collection as it is then.
@@ -213,18 +210,18 @@ class Client:
             Unavailable: a shard that is needed is down.
         """
         plan = codec.upsert(name, ids, vectors, texts, payloads)
-        return answers.upsert_result(list(self._each(self._points.Upsert, plan.calls, plan.in_flight, timeout)))
+        return answers.upsert_result(list(self._each(self._stubs.points.Upsert, plan.calls, plan.in_flight, timeout)))
 
     def delete(self, name: str, *, ids: Ids, timeout: float | None = None) -> DeleteResult:
         """Deletes points; ids that do not exist are passed over. Raises as `upsert` does."""
         calls = codec.delete(name, ids)
-        responses = self._each(self._points.Delete, calls, codec.VECTOR_CALLS_IN_FLIGHT, timeout)
+        responses = self._each(self._stubs.points.Delete, calls, codec.VECTOR_CALLS_IN_FLIGHT, timeout)
         return answers.delete_result(list(responses))
 
     def get(self, name: str, *, ids: Ids, with_vector: bool = False, timeout: float | None = None) -> list[Point]:
         """Returns the points that exist, in the order asked; absent ids are left out. Raises as `upsert` does."""
         calls = codec.get(name, ids, with_vector)
-        responses = self._each(self._points.Get, calls, codec.VECTOR_CALLS_IN_FLIGHT, timeout)
+        responses = self._each(self._stubs.points.Get, calls, codec.VECTOR_CALLS_IN_FLIGHT, timeout)
         return [point for response in responses for point in answers.points(response.points)]
 
     def scroll(
@@ -243,7 +240,7 @@ class Client:
         page_token = ""
         while True:
             request = codec.scroll(name, page_size, page_token, with_vector)
-            response = self._call(self._points.Scroll, request, timeout)
+            response = self._call(self._stubs.points.Scroll, request, timeout)
             yield from answers.points(response.points)
             page_token = response.next_page_token
             if not page_token:
@@ -252,7 +249,7 @@ class Client:
     def count(self, name: str, *, timeout: float | None = None) -> int:
         """Counts live points exactly. Raises `NotFound`, or `Unavailable` where a shard is down."""
         request = point_service_pb2.CountRequest(collection=codec.collection_name(name))
-        return self._call(self._points.Count, request, timeout).points
+        return self._call(self._stubs.points.Count, request, timeout).points
 
     # ------------------------------------------------------------------------------------------------------ search
 
@@ -318,7 +315,7 @@ class Client:
     def cluster(self, *, timeout: float | None = None) -> ClusterInfo:
         """Returns nodes, shards and replicas as the router knows them."""
         request = cluster_service_pb2.GetClusterRequest()
-        return answers.cluster_info(self._call(self._cluster.GetCluster, request, timeout))
+        return answers.cluster_info(self._call(self._stubs.cluster.GetCluster, request, timeout))
 
     def create_backup(
         self,
@@ -346,7 +343,7 @@ class Client:
             DataLoss: a replica's file is damaged.
         """
         request = backups.create_request(destination, collections)
-        last = backups.followed(self._cluster.CreateBackup, request, timeout, on_progress, self._failure)
+        last = backups.followed(self._stubs.cluster.CreateBackup, request, timeout, on_progress, self._failure)
         return backups.backup_of(last.backup)
 
     def restore_backup(
@@ -375,7 +372,7 @@ class Client:
             Unavailable: the source, or a node, does not answer. Not retried.
         """
         request = backups.restore_request(source, backup, collections)
-        last = backups.followed(self._cluster.RestoreBackup, request, timeout, on_progress, self._failure)
+        last = backups.followed(self._stubs.cluster.RestoreBackup, request, timeout, on_progress, self._failure)
         return RestoredBackup(last.backup, tuple(last.collections))
 
     # ------------------------------------------------------------------------------------------------------- calls
@@ -444,7 +441,7 @@ class Client:
     def _failure(self, error: Exception) -> errors.VectorfleetError:
         if isinstance(error, ValueError) and not self._closed:
             raise error  # of our own making; of a closed channel, it is gRPC's
-        return failure_of(error, self._address, closed=self._closed)
+        return self._endpoint.failure(error, closed=self._closed)
 
     def _seconds(self, timeout: float | None) -> float:
         return self._timeout_s if timeout is None else arguments.seconds(timeout)

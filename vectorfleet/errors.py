@@ -6,7 +6,7 @@
     ├── AlreadyExists             ALREADY_EXISTS
     ├── FailedPrecondition        FAILED_PRECONDITION   the system must change first
     ├── Unauthenticated           UNAUTHENTICATED       no valid credential
-    ├── PermissionDenied          PERMISSION_DENIED     a valid one, whose scopes do not allow this
+    ├── PermissionDenied          PERMISSION_DENIED     the caller is known, and may not do this
     ├── ResourceExhausted         RESOURCE_EXHAUSTED    a limit or a full queue; `retry_after_s` where that is known
     ├── Unavailable               UNAVAILABLE           the only one that is retried
     ├── DeadlineExceeded          DEADLINE_EXCEEDED
@@ -111,6 +111,11 @@ REASONS: Final[dict[str, Reason]] = {
     "KEY_NOT_FOUND": Reason(_C.NOT_FOUND, "No API key has this id.", "List the keys."),
     "JWKS_UNAVAILABLE": Reason(
         _C.UNAVAILABLE, "The keys that verify tokens cannot be fetched.", "Retry; check the router's --jwks-url."
+    ),
+    "NOT_A_MEMBER": Reason(
+        _C.PERMISSION_DENIED,
+        "Only the cluster's own processes may call a shard server; the certificate shown is not one of theirs.",
+        "Ask a router.",
     ),
     "STALE_SHARD_MAP": Reason(_C.UNAVAILABLE, "The shard map changed while the call ran.", "Retry."),
     "SHARD_UNAVAILABLE": Reason(

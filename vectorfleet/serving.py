@@ -19,10 +19,12 @@ from grpc_reflection.v1alpha import reflection
 
 from vectorfleet import errors, malformed
 from vectorfleet.rpc_options import CHANNEL_OPTIONS, SERVER_OPTIONS
+from vectorfleet.transport import bind
 
 __all__ = [
     "CHANNEL_OPTIONS",
     "SERVER_OPTIONS",
+    "HealthPort",
     "LiveReadyHealth",
     "RpcErrors",
     "abort",
@@ -35,6 +37,10 @@ LIVENESS: Final = "liveness"
 READINESS: Final = "readiness"
 _MESSAGE_BYTES_MAX: Final = 900
 """A status travels in HTTP/2 trailers, limited to 8 KiB: percent-encoded once, and twice within the details."""
+
+_PROBE_BYTES_MAX: Final = 4096
+_PROBES_MAX: Final = 64
+"""Anybody who reaches that port may ask."""
 
 _log = logging.getLogger(__name__)
 
@@ -173,6 +179,37 @@ class LiveReadyHealth(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
         # A fresh event for those who come later; everyone who waits holds the old one.
         self._changed.set()
         self._changed = asyncio.Event()
+
+
+class HealthPort:
+    """A further port, in the clear, that answers grpc.health.v1 and nothing else: Kubernetes' probes show no certificate.
+
+    Args:
+        health: what it answers.
+        host: to listen on.
+        port: None: there is no such port.
+    """
+
+    def __init__(self, health: LiveReadyHealth, host: str, port: int | None) -> None:
+        self._health = health
+        self._host = host
+        self._port = port
+        self._server: grpc.aio.Server | None = None
+
+    async def start(self) -> None:
+        """Opens it. Raises `OSError`."""
+        if self._port is None:
+            return
+        options = {**dict(SERVER_OPTIONS), "grpc.max_receive_message_length": _PROBE_BYTES_MAX}
+        self._server = grpc.aio.server(options=list(options.items()), maximum_concurrent_rpcs=_PROBES_MAX)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        bind(self._server, self._host, self._port)
+        await self._server.start()
+
+    async def stop(self) -> None:
+        """Closes it; may be called twice."""
+        if self._server is not None:
+            await self._server.stop(0)
 
 
 async def abort(context: grpc.aio.ServicerContext[Any, Any], error: errors.VectorfleetError) -> NoReturn:

@@ -18,7 +18,7 @@ NAMES = {
     "AlreadyExists", "AsyncClient", "BackedUpCollection", "Backup", "Client", "ClusterInfo", "Codebook", "Collection",
     "Coverage", "DataLoss", "DeadlineExceeded", "DeleteResult", "FailedPrecondition", "Hit", "IndexOptions",
     "IndexProgress", "InternalError", "InvalidRequest", "MissingShard", "NodeState", "NotFound", "PermissionDenied", "Point",
-    "ReplicaState", "ResourceExhausted", "RestoredBackup", "SearchResult", "ShardState", "TransferProgress",
+    "ReplicaState", "ResourceExhausted", "RestoredBackup", "SearchResult", "Security", "ShardState", "TransferProgress",
     "Unauthenticated", "Unavailable", "UpsertResult", "VectorfleetError", "__version__",
 }  # fmt: skip
 
@@ -61,6 +61,7 @@ FIELDS = {
         "node primary status message applied_seqno points indexed_points buffered_points tombstones segments codebook_version "
         "disk_bytes index_bytes memory_bytes",
     "RestoredBackup": "id collections",
+    "Security": "ca cert key insecure",
     "ShardState": "collection shard hash_first hash_last term replicas",
     "TransferProgress": "shards_total shards_done bytes_total bytes_done bytes_reused",
     "UpsertResult": "upserted consistency_token",
@@ -94,7 +95,7 @@ def test_names() -> None:
 @pytest.mark.parametrize("cls", [vectorfleet.Client, vectorfleet.AsyncClient])
 def test_signatures(cls: type) -> None:
     assert {name: signature(getattr(cls, name)) for name in public(cls)} == METHODS
-    assert signature(cls) == "(address='127.0.0.1:7700', *, timeout=30.0)"
+    assert signature(cls) == "(address='127.0.0.1:7700', *, timeout=30.0, security=None)"
 
 
 @pytest.mark.parametrize("name", sorted(METHODS))
@@ -130,9 +131,22 @@ def test_exceptions_have_one_root() -> None:
 
 def test_local_cluster() -> None:
     assert set(vectorfleet.local.__all__) == {"LocalCluster", "LocalClusterError"}
-    expected = "(data, *, nodes=2, routers=1, host='127.0.0.1', port=0, shard_args=(), router_args=(), log="
+    expected = (
+        "(data, *, nodes=2, routers=1, host='127.0.0.1', port=0, shard_args=(), router_args=(), secure=False, log="
+    )
     assert signature(vectorfleet.local.LocalCluster).startswith(expected)
-    members = {"start", "stop", "kill", "signal", "restart", "spawn", "address", "etcd_address"}
+    members = {
+        "start",
+        "stop",
+        "kill",
+        "signal",
+        "restart",
+        "spawn",
+        "address",
+        "etcd_address",
+        "security",
+        "client_config",
+    }
     assert public(vectorfleet.local.LocalCluster) == members
 
 

@@ -1,4 +1,4 @@
-"""What commands that talk to a cluster have in common: `--address`, `--timeout`, `--json`, and the client made of them."""
+"""What commands that talk to a cluster have in common: `--address`, `--timeout`, `--json`, certificates, and the client."""
 
 from __future__ import annotations
 
@@ -9,12 +9,35 @@ from typing import Any, Final
 import click
 
 from vectorfleet._client import Client
+from vectorfleet._security import Security
 from vectorfleet.limits import BACKUP_TIMEOUT_DEFAULT_S
 
 DEFAULT_ADDRESS: Final = "127.0.0.1:7700"
 DEFAULT_TIMEOUT_S: Final = 30.0
 
+_SECURITY: Final = {
+    "ca": 'Who signs the router\'s certificate (PEM), or "system"; switches TLS on.',
+    "cert": "This client's certificate (PEM).",
+    "key": "The key of that certificate (PEM).",
+}
+
 as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of text.")
+
+
+def secured(command: Callable[..., None]) -> Callable[..., None]:
+    """Adds what a client shows and trusts; the command gets it as `security`."""
+
+    @functools.wraps(command)
+    def run(*args: Any, ca: str | None, cert: str | None, key: str | None, insecure: bool, **options: Any) -> None:
+        command(*args, security=Security(ca, cert, key, insecure=insecure or None), **options)
+
+    for name, meaning in reversed(_SECURITY.items()):
+        run = click.option(
+            f"--{name}", metavar="FILE", envvar=f"VECTORFLEET_{name.upper()}", show_envvar=True, help=meaning
+        )(run)
+    return click.option(
+        "--insecure", is_flag=True, help="Speak in the clear to another machine. [env: VECTORFLEET_INSECURE]"
+    )(run)
 
 
 def connected(command: Callable[..., None]) -> Callable[..., None]:
@@ -22,8 +45,8 @@ def connected(command: Callable[..., None]) -> Callable[..., None]:
 
     @_options(DEFAULT_TIMEOUT_S, "How long each call to the cluster may take.")
     @functools.wraps(command)
-    def run(*args: Any, address: str, timeout: float, **options: Any) -> None:
-        with Client(address, timeout=timeout) as client:
+    def run(*args: Any, address: str, timeout: float, security: Security, **options: Any) -> None:
+        with Client(address, timeout=timeout, security=security) as client:
             command(*args, client=client, **options)
 
     return run
@@ -34,8 +57,8 @@ def connected_for_long(command: Callable[..., None]) -> Callable[..., None]:
 
     @_options(BACKUP_TIMEOUT_DEFAULT_S, "How long all of it may take.")
     @functools.wraps(command)
-    def run(*args: Any, address: str, **options: Any) -> None:
-        with Client(address) as client:
+    def run(*args: Any, address: str, security: Security, **options: Any) -> None:
+        with Client(address, security=security) as client:
             command(*args, client=client, **options)
 
     return run
@@ -60,6 +83,6 @@ def _options(timeout_s: float, meaning: str) -> Callable[[Callable[..., None]], 
             metavar="HOST:PORT",
             help="A router of the cluster.",
         )
-        return as_json(timeout(address(command)))
+        return as_json(timeout(address(secured(command))))
 
     return add

@@ -9,8 +9,11 @@ from typing import Any
 
 import click
 
+from vectorfleet._attempts import NOT_REACHED
+from vectorfleet._channel import CORE_SAYS
 from vectorfleet._version import __version__
 from vectorfleet.cli.backups import backup, restore
+from vectorfleet.cli.certs import certs
 from vectorfleet.cli.collections import create, drop
 from vectorfleet.cli.loading import load
 from vectorfleet.cli.points import count, delete, get
@@ -42,7 +45,10 @@ class Program(click.Group):
 def one_line(error: Exception) -> str:
     """What is told of an error."""
     if isinstance(error, VectorfleetError) and error.reason == "UNREACHABLE":
-        where = error.message.partition(" cannot be reached")[0]
+        where, _, told = error.message.partition(NOT_REACHED)
+        meaning, known, _ = told.partition(CORE_SAYS)
+        if known:
+            return f"{where}{NOT_REACHED}{meaning}"
         return f"{where} cannot be reached: is a cluster running there? `vectorfleet up` starts one"
     return " ".join(str(error).split())
 
@@ -57,5 +63,5 @@ def main() -> None:
     """A sharded vector search cluster: start one, load it, ask it."""
 
 
-for _command in (up, load, search, status, create, drop, get, delete, count, backup, restore, sizing):
+for _command in (up, load, search, status, create, drop, get, delete, count, backup, restore, sizing, certs):
     main.add_command(_command)

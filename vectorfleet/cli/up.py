@@ -19,6 +19,7 @@ from vectorfleet.cli.connection import DEFAULT_ADDRESS, as_json
 from vectorfleet.cli.output import counted
 from vectorfleet.local.cluster import LocalCluster, nodes_in
 from vectorfleet.local.supervision import Supervisor
+from vectorfleet.loopback import is_loopback
 
 _NODES_DEFAULT = 2
 _STEP_S = 0.2
@@ -45,9 +46,21 @@ _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     "--backup-root", "backup_roots", multiple=True, metavar="PLACE",
     help="A directory or URL below which backups may lie, besides `backups` in the data; may be given several times.",
 )  # fmt: skip
+@click.option(
+    "--secure", is_flag=True, help="TLS on every hop, and a user in etcd; certificates are made below the data."
+)
+@click.option("--insecure", is_flag=True, help="Let a router listen in the clear beyond this machine.")
 @as_json
 def up(
-    nodes: int | None, routers: int, port: int, host: str, data: Path, backup_roots: tuple[str, ...], as_json: bool
+    nodes: int | None,
+    routers: int,
+    port: int,
+    host: str,
+    data: Path,
+    backup_roots: tuple[str, ...],
+    secure: bool,
+    insecure: bool,
+    as_json: bool,
 ) -> None:
     """Start a cluster on this machine: etcd, shard servers, routers.
 
@@ -56,7 +69,23 @@ def up(
     """
     count = nodes if nodes is not None else nodes_in(data) or _NODES_DEFAULT
     roots = [argument for root in backup_roots for argument in ("--backup-root", place(root))]
-    cluster = LocalCluster(data, nodes=count, routers=routers, host=host, port=port, shard_args=roots, log=_tell)
+    if not (secure or insecure or is_loopback(host)):
+        raise click.UsageError(
+            f"--host {host} is open to other machines: --secure for TLS, or --insecure to speak in the clear"
+        )
+    if secure and insecure:
+        raise click.UsageError("--secure and --insecure contradict each other")
+    cluster = LocalCluster(
+        data,
+        nodes=count,
+        routers=routers,
+        host=host,
+        port=port,
+        shard_args=roots,
+        router_args=["--insecure"] if insecure else [],
+        secure=secure,
+        log=_tell,
+    )
     with contextlib.suppress(_Stop), _stop_on_signals():
         cluster.start()
         try:
@@ -97,7 +126,9 @@ def _announce(cluster: LocalCluster, nodes: int, as_json: bool) -> None:
     address = cluster.address
     if as_json:
         processes = {name: {"pid": one.pid, "address": one.address} for name, one in cluster.processes.items()}
-        click.echo(json.dumps({"address": address, "data": str(cluster.data), "processes": processes}))
+        told = {"address": address, "data": str(cluster.data), "processes": processes}
+        config = cluster.client_config
+        click.echo(json.dumps(told if config is None else {**told, "client_config": str(config)}))
         return
     to = "" if address == DEFAULT_ADDRESS else f" --address {address}"
     data = os.path.relpath(cluster.data) if cluster.data.is_relative_to(Path.cwd()) else str(cluster.data)
@@ -105,6 +136,10 @@ def _announce(cluster: LocalCluster, nodes: int, as_json: bool) -> None:
         f"vectorfleet is ready on {address} ({counted(nodes, 'node')}, data in {data}). Look: `vectorfleet status{to}`. "
         f"Ask: `vectorfleet search NAME --vector '[…]'{to}`. Stop: Ctrl-C."
     )
+    if cluster.client_config is not None:
+        click.echo(
+            f"It speaks TLS. Whoever connects needs what this file names: export VECTORFLEET_CONFIG={cluster.client_config}"
+        )
 
 
 def _tell(line: str) -> None:

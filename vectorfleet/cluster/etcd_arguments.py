@@ -41,8 +41,8 @@ def coordinator_of(
     """Makes the coordinator that the arguments describe; not started.
 
     Raises:
-        ValueError: an argument makes no sense.
-        OSError: a file cannot be read.
+        ValueError: an argument makes no sense, or a file of certificates cannot be used.
+        OSError: the password's file cannot be read.
     """
     ca, cert, key = (
         None if value is None else Path(value) for value in (arguments.etcd_ca, arguments.etcd_cert, arguments.etcd_key)

@@ -24,6 +24,7 @@ from vectorfleet import limits
 from vectorfleet.errors import Unavailable
 from vectorfleet.internal.etcd.v1 import auth_pb2, kv_pb2, lease_pb2, watch_pb2
 from vectorfleet.rpc_options import CHANNEL_OPTIONS
+from vectorfleet.tls import TlsFiles, TlsWatch
 
 RETRY_PAUSE_S: Final = 0.2
 VALUE_BYTES_MAX: Final = 1_500_000
@@ -61,7 +62,7 @@ class LeaseGone(Exception):
 
 @dataclass(frozen=True, slots=True)
 class EtcdTls:
-    """How to trust etcd and how to be trusted by it: PEM files."""
+    """How to trust etcd and how to be trusted by it: PEM files, read again when they change."""
 
     ca: Path | None = None
     """Who signs etcd's certificates; None: gRPC's default roots."""
@@ -71,12 +72,9 @@ class EtcdTls:
     server_name: str = ""
     """The name that etcd's certificate must bear; "": the endpoint's."""
 
-    def credentials(self) -> grpc.ChannelCredentials:
-        """Reads the files. Raises `OSError`."""
-        ca, certificate, key = (
-            None if path is None else path.read_bytes() for path in (self.ca, self.certificate, self.key)
-        )
-        return grpc.ssl_channel_credentials(ca, key, certificate)
+    def watch(self) -> TlsWatch:
+        """Reads the files. Raises `ValueError` where they cannot be used."""
+        return TlsWatch(TlsFiles(self.ca, self.certificate, self.key))
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,8 +131,7 @@ class EtcdClient:
             timeouts: None: the usual ones.
 
         Raises:
-            ValueError: no endpoint, or one that is not host:port.
-            OSError: a file of `tls` cannot be read.
+            ValueError: no endpoint, or one that is not host:port; or a file of `tls` cannot be used.
         """
         if not endpoints:
             raise ValueError("etcd needs at least one endpoint")
@@ -144,7 +141,9 @@ class EtcdClient:
         if username and tls is None:
             _log.warning("the password of etcd's user %s travels in the clear: use TLS", username)
         self._endpoints = tuple(endpoints)
-        self._channels = [_channel(endpoint, tls) for endpoint in self._endpoints]
+        self._server_name = "" if tls is None else tls.server_name
+        self._certificates = None if tls is None else tls.watch()
+        self._channels = self._dial()
         self._current = 0
         self._user = (username, password)
         self._token: str | None = None
@@ -265,6 +264,7 @@ class EtcdClient:
         Raises:
             Unavailable: it broke, it is silent, the member lost its quorum, or the revision is compacted: load again.
         """
+        self._renew()
         endpoint = self._current
         metadata = (*await self._metadata(self._timeouts.call_s), ("hasleader", "true"))
         call = _method(self._channels[endpoint].stream_stream, "Watch/Watch", watch_pb2.WatchResponse)(
@@ -313,6 +313,7 @@ class EtcdClient:
         now = asyncio.get_running_loop().time
         until = now() + timeout_s
         while True:
+            self._renew()
             endpoint = self._current
             metadata = await self._metadata(until - now()) if user else ()
             attempt_s = until - now() if len(self._endpoints) == 1 else min(until - now(), self._timeouts.attempt_s)
@@ -351,6 +352,20 @@ class EtcdClient:
             self._token = str(response.token)
         return (("token", self._token),)
 
+    def _renew(self) -> None:
+        # Calls are few here: three looks at files are nothing beside one. What is under way keeps its old channel.
+        if self._certificates is not None and self._certificates.look():
+            self._channels = self._dial()
+
+    def _dial(self) -> list[grpc.aio.Channel]:
+        if self._certificates is None:
+            return [grpc.aio.insecure_channel(endpoint, options=_KEEPALIVE_OPTIONS) for endpoint in self._endpoints]
+        options: list[tuple[str, Any]] = list(_KEEPALIVE_OPTIONS)
+        if self._server_name:
+            options.append(("grpc.ssl_target_name_override", self._server_name))
+        credentials = self._certificates.material.channel_credentials()
+        return [grpc.aio.secure_channel(endpoint, credentials, options=options) for endpoint in self._endpoints]
+
     def _turn_from(self, endpoint: int) -> None:
         # Calls that failed together turn once.
         if self._current == endpoint:
@@ -385,15 +400,6 @@ async def _with_signs_of_life(call: Any, quiet_s: float) -> AsyncGenerator[watch
     finally:
         reading.cancel()
         await asyncio.gather(reading, return_exceptions=True)
-
-
-def _channel(endpoint: str, tls: EtcdTls | None) -> grpc.aio.Channel:
-    if tls is None:
-        return grpc.aio.insecure_channel(endpoint, options=list(_KEEPALIVE_OPTIONS))
-    options: list[tuple[str, Any]] = list(_KEEPALIVE_OPTIONS)
-    if tls.server_name:
-        options.append(("grpc.ssl_target_name_override", tls.server_name))
-    return grpc.aio.secure_channel(endpoint, tls.credentials(), options=options)
 
 
 def _method(kind: Callable[..., Any], method: str, response_type: Any) -> Any:

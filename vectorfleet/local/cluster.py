@@ -24,6 +24,7 @@ from types import MappingProxyType, TracebackType
 from typing import Final, Self
 
 from vectorfleet._client import Client
+from vectorfleet._security import Security
 from vectorfleet.errors import VectorfleetError
 from vectorfleet.local.child import Child
 from vectorfleet.local.data_lock import DataLock
@@ -31,6 +32,7 @@ from vectorfleet.local.etcd_binary import etcd_command
 from vectorfleet.local.failure import LocalClusterError
 from vectorfleet.local.installed import servers_root
 from vectorfleet.local.ports import bind_failure, free_ports, is_free
+from vectorfleet.local.secure import LocalSecurity
 
 READY_TIMEOUT_S: Final = 90.0
 STOP_GRACE_S: Final = 10.0
@@ -56,6 +58,7 @@ class LocalCluster:
         port: of the first router, the next ones take the ports above; 0: free ones.
         shard_args: further arguments of each `python -m shard_server`.
         router_args: further arguments of each `python -m router`.
+        secure: TLS on every hop, with certificates in `tls/` beside the data, and a user in etcd; `security` is for clients.
         log: is told, a line at a time, what happens.
     """
 
@@ -69,6 +72,7 @@ class LocalCluster:
         port: int = 0,
         shard_args: Sequence[str] = (),
         router_args: Sequence[str] = (),
+        secure: bool = False,
         log: Callable[[str], None] = lambda line: None,
     ) -> None:
         if nodes < 1 or routers < 1:
@@ -80,6 +84,7 @@ class LocalCluster:
         self._router_ports = [port + number if port else 0 for number in range(routers)]
         self._shard_args = tuple(shard_args)
         self._router_args = tuple(router_args)
+        self._secure = LocalSecurity(self.data / "tls") if secure else None
         self._log = log
         self._lock = DataLock(self.data)
         self._etcd_ports: tuple[int, int] | None = None
@@ -107,6 +112,16 @@ class LocalCluster:
     def address(self) -> str:
         """host:port of the first router, as a client on this machine reaches it."""
         return self._reachable(self.processes["router-0"].address)
+
+    @property
+    def security(self) -> Security | None:
+        """What a client of a secure cluster needs; None: nothing."""
+        return self._secure.client if self._secure is not None else None
+
+    @property
+    def client_config(self) -> Path | None:
+        """A configuration file that names, for clients of a secure cluster that runs, what they need; None: nothing."""
+        return self._secure.client_config if self._secure is not None else None
 
     @property
     def etcd_address(self) -> str:
@@ -164,7 +179,8 @@ class LocalCluster:
         child = self._child(name)
         if name == "etcd":
             assert self._etcd_ports is not None, "start() chose them"
-            command = _etcd_command(self.data / "etcd", self._etcd_ports)
+            flags = self._secure.etcd_flags() if self._secure is not None else []
+            command = _etcd_command(self.data / "etcd", self._etcd_ports, flags)
             child.start(command, self._environment, f"{_LOOPBACK}:{self._etcd_ports[0]}")
         else:
             child.start(self._command(name), self._environment)
@@ -182,13 +198,19 @@ class LocalCluster:
                 raise LocalClusterError(_why_not_there(self._host, port, failure)) from failure
             if not port:
                 (self._router_ports[number],) = free_ports(1, self._host)
+        if self._secure is not None:
+            self._secure.prepare(self._hosts())
         self._log("starting etcd")
         self._start_etcd()
+        if self._secure is not None:
+            self._secure.enable_users(self.etcd_address)
         self._log("starting " + ", ".join((*self._nodes, *self._routers)))
         for name in (*self._nodes, *self._routers):
             self.spawn(name)
         for name in (*self._nodes, *self._routers):
             self._wait_ready(name)
+        if self._secure is not None:
+            self._secure.write_client_config(self._reachable(self.processes[name].address) for name in self._routers)
         for name in self._routers:
             self._wait_for_nodes(self._reachable(self.processes[name].address), deadline_s)
 
@@ -210,12 +232,12 @@ class LocalCluster:
 
     def _wait_ready(self, name: str) -> None:
         child = self.processes[name]
-        child.wait_ready(READY_TIMEOUT_S, (lambda: _etcd_is_healthy(child)) if name == "etcd" else None)
+        child.wait_ready(READY_TIMEOUT_S, (lambda: _etcd_is_healthy(child, self._secure)) if name == "etcd" else None)
 
     def _wait_for_nodes(self, router: str, deadline_s: float) -> None:
         wanted = set(self._nodes)
         failure = "it did not answer"
-        with Client(router, timeout=_PROBE_TIMEOUT_S) as client:
+        with Client(router, timeout=_PROBE_TIMEOUT_S, security=self.security) as client:
             while time.monotonic() < deadline_s:
                 try:
                     nodes = [node for node in client.cluster().nodes if node.live]
@@ -240,12 +262,18 @@ class LocalCluster:
         # -P: whatever lies in the folder that the user happens to stand in must not be taken for a server.
         python = [sys.executable, "-P", "-m"]
         etcd = ["--etcd", self.etcd_address]
+        if self._secure is not None:
+            etcd += self._secure.server_flags("shard" if kind == "node" else "router")
         if kind == "node":
             own = ["--data", str(self.data / name), "--host", _LOOPBACK, "--port", "0", "--node-id", name]
             backups = ["--backup-root", str(self.data / "backups")]
             return [*python, "shard_server", *own, *etcd, *backups, *self._shard_args]
         own = ["--host", self._host, "--port", str(self._router_ports[int(number)]), "--router-id", name]
         return [*python, "router", *own, *etcd, *self._router_args]
+
+    def _hosts(self) -> list[str]:
+        own = [] if self._host in _EVERYWHERE else [self._host.strip("[]")]
+        return list(dict.fromkeys(("localhost", _LOOPBACK, "::1", socket.gethostname(), *own)))
 
     def _refuse_fewer_nodes(self) -> None:
         there = nodes_in(self.data)
@@ -287,18 +315,22 @@ def _environment(root: Path) -> dict[str, str]:
     return environment
 
 
-def _etcd_command(data: Path, ports: tuple[int, int]) -> list[str]:
+def _etcd_command(data: Path, ports: tuple[int, int], tls: Sequence[str]) -> list[str]:
     try:
-        return etcd_command(data, *ports)
+        return etcd_command(data, *ports, tls=tls)
     except FileNotFoundError as error:
         raise LocalClusterError(str(error)) from error
 
 
-def _etcd_is_healthy(child: Child) -> bool:
+def _etcd_is_healthy(child: Child, secure: LocalSecurity | None) -> bool:
     # Whoever answers on the port must be our process, not another's that took it first.
     if child.pid is None:
         return False
-    connection = http.client.HTTPConnection(child.address, timeout=_PROBE_TIMEOUT_S)
+    connection = (
+        http.client.HTTPConnection(child.address, timeout=_PROBE_TIMEOUT_S)
+        if secure is None
+        else secure.etcd_connection(child.address, _PROBE_TIMEOUT_S)
+    )
     try:
         connection.request("GET", "/health")
         return b'"true"' in connection.getresponse().read()

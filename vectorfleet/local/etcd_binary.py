@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -34,7 +35,9 @@ def etcd_binary(name: str = "etcd") -> Path:
     return Path(found)
 
 
-def etcd_command(data_dir: Path, client_port: int, peer_port: int, name: str = "vectorfleet") -> list[str]:
+def etcd_command(
+    data_dir: Path, client_port: int, peer_port: int, name: str = "vectorfleet", *, tls: Sequence[str] = ()
+) -> list[str]:
     """The command line of a single member on 127.0.0.1, which logs warnings to stderr.
 
     Args:
@@ -42,11 +45,13 @@ def etcd_command(data_dir: Path, client_port: int, peer_port: int, name: str = "
         client_port: for vectorfleet.
         peer_port: for other members; etcd wants one even alone.
         name: of the member.
+        tls: the flags that name its certificates; none: it speaks in the clear.
 
     Raises:
         FileNotFoundError: there is no etcd on this machine.
     """
-    client, peer = f"http://127.0.0.1:{client_port}", f"http://127.0.0.1:{peer_port}"
+    scheme = "https" if tls else "http"
+    client, peer = f"{scheme}://127.0.0.1:{client_port}", f"{scheme}://127.0.0.1:{peer_port}"
     return [
         str(etcd_binary()),
         f"--name={name}",
@@ -61,4 +66,5 @@ def etcd_command(data_dir: Path, client_port: int, peer_port: int, name: str = "
         "--logger=zap",
         "--log-level=warn",
         "--log-outputs=stderr",
+        *tls,
     ]

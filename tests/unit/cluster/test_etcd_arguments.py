@@ -44,7 +44,7 @@ async def test_what_makes_no_sense_is_refused(arguments: list[str], complaint: s
 
 
 async def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"ca\.pem"):
+    with pytest.raises(ValueError, match=r"ca\.pem cannot be read"):
         coordinator_of(parsed(["--etcd", "a:1", "--etcd-ca", str(tmp_path / "ca.pem")], {}), {})
 
 
