@@ -7,21 +7,27 @@ command line that makes no sense.
 from __future__ import annotations
 
 import os
+import sys
 
 # Before torch may be imported by the first text: tokenisers' own threads would fight the model's for the cores.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+
+# gRPC reads it when it is imported. With TLS its core tells of handshakes that failed, and handshakes.py listens.
+os.environ.setdefault(
+    "GRPC_VERBOSITY", "INFO" if "--tls-cert" in " ".join(sys.argv) or "VECTORFLEET_TLS_CERT" in os.environ else "ERROR"
+)
 
 import argparse
 import asyncio
 import faulthandler
 import logging
 import signal
-import sys
+import time
 
 from router.access.arguments import access_settings_of
 from router.arguments import parse
 from router.server import Router, RouterSettings
+from vectorfleet import handshakes
 from vectorfleet.cluster.etcd_arguments import coordinator_of
 from vectorfleet.tls_arguments import transport_of
 
@@ -31,6 +37,8 @@ _log = logging.getLogger("router")
 def main() -> int:
     """Runs the process; returns its exit status."""
     arguments = parse(sys.argv[1:])
+    if arguments.tls_cert:
+        handshakes.watch(_handshake_failed, time.monotonic)
     faulthandler.enable()
     logging.basicConfig(
         stream=sys.stderr,
@@ -61,6 +69,10 @@ async def _serve(arguments: argparse.Namespace) -> None:
         access=access_settings_of(arguments),
     )
     await Router(coordinator_of(arguments), settings, transport_of(arguments)).run(stopping, _announce)
+
+
+def _handshake_failed(why: str, count: int) -> None:
+    _log.warning("TLS handshake failed: %s%s", why, "" if count == 1 else f" ({count} times)")
 
 
 def _announce(address: str) -> None:

@@ -7,17 +7,22 @@ command line that makes no sense.
 from __future__ import annotations
 
 import os
+import sys
 
 # Before numpy and FAISS are imported: OpenMP reads it once, and its threads would fight the search threads for the cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+
+# gRPC reads it when it is imported. With TLS its core tells of handshakes that failed, and handshakes.py listens.
+os.environ.setdefault(
+    "GRPC_VERBOSITY", "INFO" if "--tls-cert" in " ".join(sys.argv) or "VECTORFLEET_TLS_CERT" in os.environ else "ERROR"
+)
 
 import argparse
 import asyncio
 import faulthandler
 import logging
 import signal
-import sys
+import time
 from dataclasses import replace
 
 from shard_server.allocator import give_memory_back
@@ -25,6 +30,7 @@ from shard_server.arguments import parse
 from shard_server.data_dir import DataDir, DataDirError
 from shard_server.engine.upkeep import EngineSettings
 from shard_server.node import Node, NodeSettings
+from vectorfleet import handshakes
 from vectorfleet.cluster.etcd_arguments import coordinator_of
 from vectorfleet.tls_arguments import transport_of
 
@@ -34,6 +40,8 @@ _log = logging.getLogger("shard_server")
 def main() -> int:
     """Runs the process; returns its exit status."""
     arguments = parse(sys.argv[1:])
+    if arguments.tls_cert:
+        handshakes.watch(_handshake_failed, time.monotonic)
     faulthandler.enable()
     give_memory_back()
     logging.basicConfig(
@@ -63,6 +71,10 @@ async def _serve(arguments: argparse.Namespace, data: DataDir) -> bool:
         loop.add_signal_handler(number, stopping.set)
     node = Node(data, coordinator_of(arguments), _settings(arguments), transport_of(arguments))
     return await node.run(stopping, _announce)
+
+
+def _handshake_failed(why: str, count: int) -> None:
+    _log.warning("TLS handshake failed: %s%s", why, "" if count == 1 else f" ({count} times)")
 
 
 def _announce(address: str) -> None:

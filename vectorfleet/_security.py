@@ -81,7 +81,7 @@ def resolve(address: str, given: Security | None = None, environment: Mapping[st
         )
     if found.cert is not None and found.ca is None:
         refuse("security", 'give ca as well: who signs the router\'s certificate, or "system"')
-    if not found.tls and not found.insecure and not is_loopback(address.rpartition(":")[0]):
+    if not found.tls and not found.insecure and not is_loopback(address.rpartition(":")[0].rpartition("/")[2]):
         refuse(
             "security",
             f"{address} is not this machine, and without TLS whoever is between reads along: give ca (and cert and key), or "

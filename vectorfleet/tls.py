@@ -84,10 +84,15 @@ class TlsFiles:
 
     def stamps(self) -> Stamps:
         """Changes when a file does."""
-        return tuple(None if path is None else _stamp(path) for path in (self.ca, self.cert, self.key))
+        return tuple(None if path is None else _stamp(path) for path in self.paths)
+
+    @property
+    def paths(self) -> tuple[Path | None, Path | None, Path | None]:
+        """All three."""
+        return self.ca, self.cert, self.key
 
     def _bytes(self) -> TlsMaterial:
-        return TlsMaterial(*(None if path is None else _read(path) for path in (self.ca, self.cert, self.key)))
+        return TlsMaterial(*(None if path is None else _read(path) for path in self.paths))
 
     def _why_no_pair(self, key: bytes, error: Exception) -> str:
         if getattr(error, "reason", None) == "KEY_VALUES_MISMATCH":

@@ -23,7 +23,9 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from tests.certificates import authority
 from tests.k8s.manifests import NAMESPACE, ROOT, Object, images, named, ports_of, probes_of, workloads
+from vectorfleet.authority import Authority, Subject
 from vectorfleet.local.etcd_binary import etcd_binary
 
 
@@ -85,6 +87,15 @@ class Pod:
         for mount in self._container["volumeMounts"]:
             (self._folder / mount["name"]).mkdir()
 
+    def give_certificate(self, signer: Authority, addresses: Sequence[str]) -> None:
+        """Puts into its volume `tls` what the Secret holds, where it mounts one."""
+        folder = self._folder / "tls"
+        if folder.is_dir():
+            uri = "" if self.workload == "etcd" else f"spiffe://vectorfleet/{self.workload}"
+            certificate, key = signer.issue(Subject(self.workload, uri), addresses)
+            for name, content in (("ca.crt", signer.certificate_pem), ("tls.crt", certificate), ("tls.key", key)):
+                (folder / name).write_bytes(content)
+
     def start(self) -> None:
         """Starts the container's process."""
         image = images().get(self.workload)
@@ -138,7 +149,11 @@ class Pod:
 
     def _here(self, text: str) -> str:
         """Names of pods, the wildcard address and mounted paths, each in its place on this machine; in one pass."""
-        places = {f"{pod.name}.{pod.workload}": pod.address for pod in self._cluster.pods.values()}
+        places: dict[str, str] = {}
+        for pod in self._cluster.pods.values():
+            places |= dict.fromkeys(
+                (f"{pod.name}.{pod.workload}", f"{pod.name}.{pod.workload}.{NAMESPACE}.svc"), pod.address
+            )
         places["0.0.0.0"] = self.address  # noqa: S104 (pods share this machine, and must not share their ports)
         places.update(
             {mount["mountPath"]: str(self._folder / mount["name"]) for mount in self._container["volumeMounts"]}
@@ -186,6 +201,8 @@ class PodCluster:
         self.pods: dict[str, Pod] = {}
         for (name, workload), address in zip(names.items(), _free_addresses(len(names), ports), strict=True):
             self.pods[name] = Pod(self, workload, name, address)
+        for pod in self.pods.values():
+            pod.give_certificate(authority(), [other.address for other in self.of(pod.workload)])
 
     def __enter__(self) -> PodCluster:
         return self

@@ -42,7 +42,7 @@ from vectorfleet.cli import main as cli
 from vectorfleet.local.etcd_binary import etcd_binary
 
 OLDEST, NEWEST = "1.30", "1.37"
-SECRETS = {"backup-credentials", "etcd-client"}
+SECRETS = {"backup-credentials", "etcd-client", "router-tls", "shard-tls", "etcd-tls"}
 """Made by the operator: docs/operations.md names them."""
 WITHOUT_A_NAMESPACE = {"Namespace", "PriorityClass"}
 
@@ -120,7 +120,8 @@ def test_selectors_select_what_they_mean(overlay: str) -> None:
         assert {one["metadata"]["name"] for one in services} <= {name, f"{name}-all"}
         for service in services:
             offered = {port["targetPort"]: port["port"] for port in service["spec"]["ports"]}
-            assert offered == ports_of(container)
+            unoffered = {"health", "metrics"}  # the kubelet's, who asks the pod itself
+            assert offered == {port: number for port, number in ports_of(container).items() if port not in unoffered}
     assert all(len(selected(overlay, one["spec"]["selector"])) == 1 for one in of_kind(overlay, "Service"))
 
 
@@ -229,7 +230,7 @@ def test_traffic_flows_from_clients_to_routers_to_shards_to_etcd_and_nowhere_els
 def test_servers_understand_their_arguments(overlay: str) -> None:
     expand = Expander(overlay)
     shard = parse_shard(*expand.command_line("shard", "shard-1"))
-    assert (shard.node_id, shard.advertise, shard.port) == ("shard-1", "shard-1.shard:7701", 7701)
+    assert (shard.node_id, shard.advertise, shard.port) == ("shard-1", "shard-1.shard.vectorfleet.svc:7701", 7701)
     assert shard.search_threads == whole(expand.container("shard")["resources"]["requests"]["cpu"])
     (mount,) = (one for one in expand.container("shard")["volumeMounts"] if one["name"] == "data")
     assert shard.data.is_relative_to(mount["mountPath"])
@@ -237,6 +238,13 @@ def test_servers_understand_their_arguments(overlay: str) -> None:
     assert (router.router_id, router.port, router.embed_threads) == ("router-abc", PORT_DEFAULT, 1)
     for name in ("etcd", "etcd_prefix", "etcd_ca", "etcd_cert", "etcd_key"):
         assert getattr(router, name) == getattr(shard, name)
+    assert (router.insecure, shard.insecure) == (overlay == "dev", overlay == "dev")
+    if overlay != "dev":
+        for workload, parsed in (("router", router), ("shard", shard)):
+            (mount,) = (one for one in expand.container(workload)["volumeMounts"] if one["name"] == "tls")
+            files = (parsed.tls_ca, parsed.tls_cert, parsed.tls_key)
+            assert [Path(file).parent for file in files] == [Path(mount["mountPath"])] * 3
+            assert (not parsed.etcd_ca) == (overlay == "dev")
     if overlay == "external-etcd":
         assert shard.backup_root == ["s3://vectorfleet-backups/prod"]
         for workload in ("router", "shard"):
@@ -266,7 +274,8 @@ def test_etcd_knows_its_flags_and_its_members(overlay: str) -> None:
     arguments, environment = Expander(overlay).command_line("etcd", "etcd-0")
     assert {argument.split("=")[0].removeprefix("--") for argument in arguments} <= known
     members = range(named(overlay, "StatefulSet", "etcd")["spec"]["replicas"])
-    first = [f"etcd-{number}=http://etcd-{number}.etcd:2380" for number in members]
+    scheme = "http" if overlay == "dev" else "https"
+    first = [f"etcd-{number}={scheme}://etcd-{number}.etcd:2380" for number in members]
     assert environment["ETCD_INITIAL_CLUSTER"].split(",") == first
 
 
@@ -274,7 +283,7 @@ def test_etcd_knows_its_flags_and_its_members(overlay: str) -> None:
 def test_probes_ask_what_the_servers_answer(overlay: str) -> None:
     for workload, _, container in containers(overlay):
         if workload["metadata"]["name"] != "etcd":
-            (port,) = ports_of(container).values()
+            port = ports_of(container)["health"]
             assert {kind: probe["grpc"] for kind, probe in probes_of(container).items()} == {
                 "startup": {"port": port, "service": serving.LIVENESS},
                 "liveness": {"port": port, "service": serving.LIVENESS},

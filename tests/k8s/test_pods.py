@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import vectorfleet
+from tests.certificates import write
 from tests.cluster.waiting import until
 from tests.k8s.pods import Pod, PodCluster
 
@@ -39,7 +40,10 @@ def test_an_overlay_starts_serves_and_drains(overlay: str, members: int, tmp_pat
             wait([*etcd, *shards, router], kind)
 
         vectors = np.eye(8, dtype=np.float32)
-        with vectorfleet.Client(f"{router.address}:7700", timeout=30) as client:
+        security = vectorfleet.Security()  # the addresses are of this machine
+        if overlay == "prod":
+            security = vectorfleet.Security(*write(tmp_path / "client", "client").paths)
+        with vectorfleet.Client(f"{router.address}:7700", timeout=30, security=security) as client:
             nodes = {node.id: node.address for node in client.cluster().nodes}
             assert nodes == {pod.name: f"{pod.address}:7701" for pod in shards}
             client.create_collection("things", dim=8, shards=2)
