@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
-from typing import Any, Final, NoReturn
+from typing import Any, Final, NoReturn, TypeAlias
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -44,12 +45,16 @@ _PROBES_MAX: Final = 64
 
 _log = logging.getLogger(__name__)
 
+CallEnded: TypeAlias = Callable[[str, float | None, str], None]
+"""Told of each call that ended: its method's name, its seconds (None: a stream's), its reason ("": it was answered)."""
+
 
 def new_server(
     interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
     *,
     outermost: Sequence[grpc.aio.ServerInterceptor] = (),
     reuse_port: bool = False,
+    call_ended: CallEnded = lambda method, seconds, reason: None,
 ) -> grpc.aio.Server:
     """Makes a server with our limits that turns every exception of its handlers into the error table's status.
 
@@ -57,9 +62,12 @@ def new_server(
         interceptors: further ones; they run inside the mapping, so that what they raise is mapped too.
         outermost: these run outside of it: they see each call before its request is parsed, and its status, no exceptions.
         reuse_port: True: the port may be shared with other processes that allow it too.
+        call_ended: told of each call; of one whose answers are a stream, only where it failed or ended.
     """
     options = {**dict(SERVER_OPTIONS), "grpc.so_reuseport": int(reuse_port)}
-    return grpc.aio.server(options=list(options.items()), interceptors=[*outermost, RpcErrors(), *interceptors])
+    return grpc.aio.server(
+        options=list(options.items()), interceptors=[*outermost, RpcErrors(call_ended), *interceptors]
+    )
 
 
 def remaining_s(context: grpc.aio.ServicerContext[Any, Any], default_s: float) -> float:
@@ -75,7 +83,8 @@ class RpcErrors(grpc.aio.ServerInterceptor):
     DEADLINE_EXCEEDED; anything else is logged with its traceback and becomes INTERNAL, without details for strangers.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, call_ended: CallEnded = lambda method, seconds, reason: None) -> None:
+        self._call_ended = call_ended
         # Every call passes here: a handler is wrapped once, not once a call.
         self._wrapped: dict[str, tuple[object, grpc.RpcMethodHandler[Any, Any]]] = {}
 
@@ -95,10 +104,11 @@ class RpcErrors(grpc.aio.ServerInterceptor):
         changes: dict[str, Any] = {"request_deserializer": _lenient(handler.request_deserializer)}
         for kind in ("unary_unary", "stream_unary"):
             if getattr(handler, kind) is not None:
-                changes[kind] = _guarded(getattr(handler, kind), method)
+                timed = kind == "unary_unary"
+                changes[kind] = _guarded(getattr(handler, kind), method, self._call_ended, timed=timed)
         for kind in ("unary_stream", "stream_stream"):
             if getattr(handler, kind) is not None:
-                changes[kind] = _guarded_stream(getattr(handler, kind), method)
+                changes[kind] = _guarded_stream(getattr(handler, kind), method, self._call_ended)
         wrapped: grpc.RpcMethodHandler[Any, Any] = handler._replace(**changes)
         self._wrapped[method] = handler, wrapped
         return wrapped
@@ -270,26 +280,50 @@ def _sound(request: Any) -> Any:
     return _checked(request) if hasattr(request, "__aiter__") else request
 
 
-def _guarded(handle: Callable[..., Awaitable[Any]], method: str) -> Callable[..., Awaitable[Any]]:
+def _guarded(
+    handle: Callable[..., Awaitable[Any]], method: str, call_ended: CallEnded, *, timed: bool
+) -> Callable[..., Awaitable[Any]]:
+    name = method.rpartition("/")[2]
+
     async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+        start_s = time.perf_counter()
+        reason = "CANCELLED"
         try:
-            return await handle(_sound(request), context)
+            response = await handle(_sound(request), context)
+            reason = ""
         except grpc.aio.AbortError:
+            reason = ""  # of health alone, which answers so for a service that it does not know
             raise
         except Exception as error:
-            await abort(context, as_vectorfleet_error(error, method))
+            told = as_vectorfleet_error(error, method)
+            reason = told.reason
+            await abort(context, told)
+        finally:
+            call_ended(name, time.perf_counter() - start_s if timed else None, reason)
+        return response
 
     return call
 
 
-def _guarded_stream(handle: Callable[..., AsyncIterator[Any]], method: str) -> Callable[..., AsyncIterator[Any]]:
+def _guarded_stream(
+    handle: Callable[..., AsyncIterator[Any]], method: str, call_ended: CallEnded
+) -> Callable[..., AsyncIterator[Any]]:
+    name = method.rpartition("/")[2]
+
     async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
+        reason = "CANCELLED"
         try:
             async for response in handle(_sound(request), context):
                 yield response
+            reason = ""
         except grpc.aio.AbortError:
+            reason = ""
             raise
         except Exception as error:
-            await abort(context, as_vectorfleet_error(error, method))
+            told = as_vectorfleet_error(error, method)
+            reason = told.reason
+            await abort(context, told)
+        finally:
+            call_ended(name, None, reason)
 
     return call
