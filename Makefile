@@ -52,7 +52,7 @@ format: $(STAMP) ## Format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(STAMP) ## Measure recall, speed and memory against bare FAISS
+bench: $(STAMP) ## Measure recall, churn, speed and memory against bare FAISS (ARGS="--peer all": and other stores)
 	$(BIN)/python -m loadtest.bench $(ARGS)
 
 bench-compare: $(STAMP) ## Put the last benchmark run beside the one before (ARGS="--before FILE" for another)

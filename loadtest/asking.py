@@ -12,11 +12,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from dataclasses import dataclass, field
-from typing import Final, Literal, TypeAlias
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from typing import Final, Literal
 
 import grpc
 import numpy as np
@@ -24,7 +23,7 @@ from numpy.typing import NDArray
 
 import vectorfleet
 from loadtest.bare_faiss import Parameters
-from loadtest.datasets import Floats
+from loadtest.callers import Ask, Asked, Floats, Load, Rows, tasks
 from loadtest.latency import Latencies
 from vectorfleet.rpc_options import CHANNEL_OPTIONS
 from vectorfleet.v1 import search_service_pb2, search_service_pb2_grpc
@@ -33,10 +32,6 @@ Through = Literal["client", "stubs"]
 TIMEOUT_S: Final = 30.0
 OVERDUE_MAX: Final = 5_000
 """Queries of an open loop that may wait at once: beyond, the rate is more than the cluster can do, and the loop ends."""
-
-Rows: TypeAlias = NDArray[np.int64]
-Ask: TypeAlias = Callable[[Floats], Awaitable[Rows]]
-"""float32 (queries, dim) → the answered rows, int64 (queries, k), far below 0 where an answer has fewer."""
 
 
 @dataclass(frozen=True)
@@ -48,40 +43,12 @@ class Target:
     parameters: Parameters
 
 
-@dataclass
-class Asked:
-    """What a loop measured."""
-
-    latencies: Latencies
-    rows: dict[int, Rows] = field(repr=False)
-    """Query → int64 (k,), of every query that was answered."""
-
-
-def closed_loop(
-    target: Target, queries: Floats, *, callers: int, size: int, through: Through, seconds: float, warm_up_s: float
-) -> Asked:
-    """Lets `callers` ask `size` queries a call, one call after another."""
+def closed_loop(target: Target, queries: Floats, load: Load, through: Through) -> Asked:
+    """Lets callers ask, each one call after another."""
 
     async def run() -> Asked:
-        taken: list[float] = []
-        rows: dict[int, Rows] = {}
-        turns = itertools.count()
-        begin_s = time.perf_counter() + warm_up_s
-        end_s = begin_s + seconds
-
-        async def call(ask: Ask) -> None:
-            while (start_s := time.perf_counter()) < end_s:
-                first = next(turns) * size % (len(queries) - size + 1)
-                found = await ask(queries[first : first + size])
-                if start_s >= begin_s:
-                    taken.append(time.perf_counter() - start_s)
-                    for at in range(size):
-                        rows.setdefault(first + at, found[at])
-
-        async with _asking(target, through) as ask, asyncio.TaskGroup() as tasks:
-            for _ in range(callers):
-                tasks.create_task(call(ask))
-        return Asked(Latencies.of(taken, time.perf_counter() - begin_s, size), rows)
+        async with _asking(target, through) as ask:
+            return await tasks(ask, queries, load)
 
     return asyncio.run(run())
 

@@ -16,7 +16,7 @@ from typing import Any, Final
 from loadtest.records import ROOT, table
 
 RESULTS: Final = ROOT / "loadtest" / "results"
-_NAMED_BY: Final = ("measure", "data", "way", "state", "parameters")
+_NAMED_BY: Final = ("measure", "data", "peer", "way", "state", "parameters")
 """Fields that say what a line measured; the other numbers are what it found."""
 _SETTING: Final = frozenset({"nlist", "nprobe", "oversample", "m", "points"})
 

@@ -65,8 +65,13 @@ def folder(name: str) -> Path:
     return root / name
 
 
-def scifact(split: str = "test") -> TextSet:
-    """BEIR SciFact: 5,183 abstracts (title and text joined by a blank) and the claims that one split judges."""
+def scifact(split: str = "test", texts: int | None = None) -> TextSet:
+    """BEIR SciFact: 5,183 abstracts (title and text joined by a blank) and the claims that one split judges.
+
+    Args:
+        split: which claims.
+        texts: keep so many abstracts: all that answer a claim, and of the others as many as a seed draws; None: all.
+    """
     at = folder("scifact")
     documents = list(_json_lines(at / "corpus.jsonl.xz"))
     questions = {str(row["_id"]): str(row["text"]) for row in _json_lines(at / "queries.jsonl.xz")}
@@ -76,6 +81,12 @@ def scifact(split: str = "test") -> TextSet:
             if int(row["score"]) > 0:
                 relevant.setdefault(row["query-id"], {})[row["corpus-id"]] = int(row["score"])
     asked = sorted(relevant, key=int)
+    if texts is not None:
+        needed = {name for answers in relevant.values() for name in answers}
+        others = [row for row, document in enumerate(documents) if str(document["_id"]) not in needed]
+        drawn = np.random.default_rng(1).permutation(others)[: max(0, texts - len(needed))]
+        kept = {str(documents[row]["_id"]) for row in drawn} | needed
+        documents = [document for document in documents if str(document["_id"]) in kept]
     return TextSet(
         name="scifact",
         ids=[str(row["_id"]) for row in documents],

@@ -19,6 +19,10 @@ from loadtest.asking import rows_of
 from loadtest.records import Record, table
 
 K = 10
+TEXTS = 1_200
+"""Abstracts of SciFact that are embedded unless all are asked for: at 11 a second on two cores, all take eight minutes."""
+PUBLISHED = {"nDCG@10": 0.64508, "recall@10": 0.78333, "recall@100": 0.92500}
+"""Of the model on all of SciFact, with exact search (MTEB)."""
 
 
 @dataclass(frozen=True)
@@ -26,14 +30,24 @@ class Bar:
     """What a figure must reach."""
 
     ndcg10: float = 0.640
+    """On all of SciFact."""
+    ndcg10_lost: float = 0.005
+    """On a part of it, where nothing is published: to exact search in the same run."""
     recall10: float = 0.95
 
 
-def measure(client: vectorfleet.Client, record: Record, log: Callable[[str], None]) -> bool:
-    """Measures all sets that are present; prints tables, and returns whether every bar was met."""
+def measure(client: vectorfleet.Client, record: Record, log: Callable[[str], None], *, whole: bool) -> bool:
+    """Measures all sets that are present; prints tables, and returns whether every bar was met.
+
+    Args:
+        client: of an empty cluster.
+        record: takes the figures.
+        log: told what goes on.
+        whole: embed all of SciFact, and stand beside what is published.
+    """
     met = True
     try:
-        met &= _texts(client, datasets.scifact(), record, log)
+        met &= _texts(client, datasets.scifact(texts=None if whole else TEXTS), record, log, whole)
     except datasets.AbsentDataError as absent:
         log(f"passed over: {absent}")
     rows: list[dict[str, str]] = []
@@ -54,7 +68,9 @@ def measure(client: vectorfleet.Client, record: Record, log: Callable[[str], Non
     return met
 
 
-def _texts(client: vectorfleet.Client, data: datasets.TextSet, record: Record, log: Callable[[str], None]) -> bool:
+def _texts(
+    client: vectorfleet.Client, data: datasets.TextSet, record: Record, log: Callable[[str], None], whole: bool
+) -> bool:
     log(f"{data.name}: {len(data.ids)} texts, {len(data.queries)} questions, 4 shards, all-MiniLM-L6-v2")
     client.create_collection(
         data.name,
@@ -64,7 +80,7 @@ def _texts(client: vectorfleet.Client, data: datasets.TextSet, record: Record, l
     )
     loading.load_texts(client, data.name, data.ids, data.texts)
     codebook = loading.settle(client, data.name).codebook
-    rows, met = [], True
+    rows, ndcg = [], {}
     for how, exact in (("default", False), ("exact", True)):
         start_s = time.perf_counter()
         found = client.search(data.name, texts=list(data.queries), k=100, exact=exact, min_coverage=1.0, timeout=300)
@@ -80,14 +96,25 @@ def _texts(client: vectorfleet.Client, data: datasets.TextSet, record: Record, l
                 scoring.recall_of_judged(one, good, 100) for one, good in zip(ranked, judged, strict=True)
             ),
         }
-        met &= figures["nDCG@10"] >= Bar.ndcg10
-        record.add("scifact", parameters=how, nlist=codebook.nlist, m=codebook.m, seconds=taken_s, **figures)
+        ndcg[how] = figures["nDCG@10"]
+        record.add(
+            "scifact",
+            data=f"{len(data.ids)} texts",
+            parameters=how,
+            nlist=codebook.nlist,
+            m=codebook.m,
+            seconds=taken_s,
+            **figures,
+        )
         rows.append({"SciFact": how, **{name: f"{value:.5f}" for name, value in figures.items()}})
-    rows.append({"SciFact": "published, exact", "nDCG@10": "0.64508", "recall@10": "0.78333", "recall@100": "0.92500"})
+    least = Bar.ndcg10 if whole else ndcg["exact"] - Bar.ndcg10_lost
+    if whole:
+        rows.append({"SciFact": "published, exact", **{name: f"{value:.5f}" for name, value in PUBLISHED.items()}})
     trained = f"codebook {codebook.version}, nlist {codebook.nlist}, m {codebook.m}"
-    print(table(f"SciFact, 4 shards on 2 nodes, {trained} (bar: nDCG@10 {Bar.ndcg10})", rows), flush=True)
+    title = f"SciFact, {len(data.ids):,} texts, 4 shards on 2 nodes, {trained} (bar: nDCG@10 {least:.3f})"
+    print(table(title, rows), flush=True)
     client.delete_collection(data.name)
-    return met
+    return min(ndcg.values()) >= least
 
 
 def _states(client: vectorfleet.Client, data: datasets.VectorSet) -> Iterator[tuple[str, float, float, float]]:

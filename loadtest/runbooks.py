@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import yaml
 
-from loadtest.datasets import folder
+from loadtest.datasets import AbsentDataError, folder
 
 Operation = Literal["insert", "delete", "replace", "search"]
 
@@ -27,17 +27,34 @@ class Step:
 
 
 def read(name: str, size: int) -> list[Step]:
-    """Reads `runbooks/<name>.yaml` for a data set of `size` rows; raises `AbsentDataError` where the folder is not here."""
+    """Reads `runbooks/<name>.yaml` for a data set of `size` rows, of several schedules in the file that for the largest set.
+
+    Raises:
+        AbsentDataError: the folder is not here, or holds no such runbook.
+    """
     path = folder("runbooks") / f"{name}.yaml"
-    (book,) = yaml.safe_load(path.read_text(encoding="utf-8")).values()
-    return rescaled(book, size)
+    if not path.is_file():
+        raise AbsentDataError(f"there is no runbook {name!r}; there are {', '.join(names())}")
+    books = yaml.safe_load(path.read_text(encoding="utf-8")).values()
+    return rescaled(max(books, key=_points), size)
+
+
+def names() -> list[str]:
+    """The runbooks that are here; raises `AbsentDataError`."""
+    return sorted(path.stem for path in folder("runbooks").glob("*.yaml"))
+
+
+def _points(book: dict[Any, Any]) -> int:
+    """How many points a parsed runbook speaks of; some name rows beyond `max_pts`, which bounds those that live at once."""
+    entries = [entry for number, entry in book.items() if isinstance(number, int)]
+    largest = max(int(value) for entry in entries for key, value in entry.items() if key.endswith("end"))
+    return max(int(book.get("max_pts", 0)), largest)
 
 
 def rescaled(book: dict[Any, Any], size: int) -> list[Step]:
     """Makes steps of a parsed runbook, with its indices scaled from its `max_pts` (or largest index) to `size`."""
     entries = [book[number] for number in sorted(key for key in book if isinstance(key, int))]
-    largest = max(int(value) for entry in entries for key, value in entry.items() if key.endswith("end"))
-    scale = size / max(int(book.get("max_pts", 0)), largest)
+    scale = size / _points(book)
 
     def span(entry: dict[str, Any], prefix: str = "") -> range:
         return range(int(entry[f"{prefix}start"] * scale), int(entry[f"{prefix}end"] * scale))

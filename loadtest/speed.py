@@ -17,10 +17,12 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+import psutil
 
 import vectorfleet
-from loadtest import bare_faiss, datasets, loading, scoring, usage
-from loadtest.asking import Asked, Target, Through, closed_loop, open_loop
+from loadtest import bare_faiss, datasets, loading, processes, scoring, usage
+from loadtest.asking import Target, Through, closed_loop, open_loop
+from loadtest.callers import Asked, Load
 from loadtest.records import Record
 from vectorfleet.local import LocalCluster
 
@@ -90,6 +92,32 @@ class Answered:
     def servers_cpu_ms(self) -> float:
         """Of routers and shard servers."""
         return sum(spent for name, spent in self.cpu_ms.items() if name.startswith(("router", "node")))
+
+
+@dataclass(frozen=True)
+class UnderLoad:
+    """What the cluster does when queries come as they please, and when points come in meanwhile."""
+
+    opened: Answered
+    """Single queries that came due at half the rate that 64 callers got."""
+    ingesting: Answered
+    """64 callers beside writes."""
+    ingested_points_s: float
+    """Of those writes."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """All figures of a cluster on one set."""
+
+    parameters: bare_faiss.Parameters
+    """What it was asked with."""
+    closed: dict[str, Answered]
+    """By the label of the way."""
+    resident_bytes: int
+    """Of routers, shard servers and etcd, after the closed loops."""
+    under_load: UnderLoad | None
+    """None where there are no fresh points to write."""
 
 
 def data_set(points: int) -> tuple[datasets.VectorSet, datasets.Floats]:
@@ -163,15 +191,8 @@ class Measurement:
     def _closed(self, way: Way, seconds: float = SECONDS) -> Answered:
         self._log(f"asking: {way.callers} callers, {way.size} queries a call, through {way.through}")
         with usage.measured(self._fleet) as used:
-            asked = closed_loop(
-                self._target,
-                self._data.queries,
-                callers=way.callers,
-                size=way.size,
-                through=way.through,
-                seconds=seconds,
-                warm_up_s=WARM_UP_S,
-            )
+            load = Load(way.callers, way.size, seconds, WARM_UP_S)
+            asked = closed_loop(self._target, self._data.queries, load, way.through)
         return self._summed(asked, used, seconds + WARM_UP_S)
 
     def _summed(self, asked: Asked, used: usage.Usage, seconds: float) -> Answered:
@@ -228,31 +249,37 @@ def beside(data: datasets.VectorSet, parameters: bare_faiss.Parameters, log: Log
 
 
 def measure(
-    fleet: LocalCluster, data: datasets.VectorSet, fresh: datasets.Floats, loaded: Loaded, log: Log
-) -> tuple[bare_faiss.Parameters, dict[str, Any]]:
-    """Measures the cluster; returns what it was asked with, and its figures by name."""
+    fleet: LocalCluster, data: datasets.VectorSet, fresh: datasets.Floats | None, loaded: Loaded, log: Log
+) -> Found:
+    """Measures the cluster; under load too, where there are fresh vectors to write meanwhile."""
     measurement = Measurement(fleet, data, loaded, log)
     measurement.tune()
     closed = measurement.closed()
-    opened = measurement.open(OPEN_LOOP_SHARE * closed["64 callers"].queries_s)
-    ingesting, points_s = measurement.while_ingesting(fresh, INGEST_SHARE * loaded.points_s)
-    return measurement.parameters, {"closed": closed, "open": opened, "ingesting": ingesting, "ingested": points_s}
+    resident_bytes = processes.resident_bytes(psutil.Process(child.pid) for child in fleet.processes.values())
+    under_load = None
+    if fresh is not None:
+        opened = measurement.open(OPEN_LOOP_SHARE * closed["64 callers"].queries_s)
+        under_load = UnderLoad(opened, *measurement.while_ingesting(fresh, INGEST_SHARE * loaded.points_s))
+    return Found(measurement.parameters, closed, resident_bytes, under_load)
 
 
 def record_all(
-    record: Record, data: datasets.VectorSet, loaded: Loaded, parameters: bare_faiss.Parameters,
-    found: dict[str, Any], bare: dict[str, Any],
+    record: Record, data: datasets.VectorSet, loaded: Loaded, found: Found, bare: dict[str, Any]
 ) -> None:  # fmt: skip
     """Appends all figures, a line each."""
-    about = {"data": data.name, "nlist": parameters.nlist, "nprobe": parameters.nprobe, "oversample": OVERSAMPLE}
+    used = found.parameters
+    about = {"data": data.name, "nlist": used.nlist, "nprobe": used.nprobe, "oversample": OVERSAMPLE}
     for way in WAYS:
-        ours, theirs = found["closed"][way.label], bare["ways"][way.beside]
+        ours, theirs = found.closed[way.label], bare["ways"][way.beside]
         record.add(
             "speed", **about, way=way.label, cluster=vars(ours), faiss=theirs, faiss_recall=bare["recall"],
             ratio=ours.queries_s / theirs["queries_s"],
         )  # fmt: skip
-    record.add("open loop", **about, cluster=vars(found["open"]))
-    record.add("while ingesting", **about, cluster=vars(found["ingesting"]), ingested_points_s=found["ingested"])
+    record.add("resident", data=data.name, resident_bytes=found.resident_bytes)
+    if found.under_load is not None:
+        load = found.under_load
+        record.add("open loop", **about, cluster=vars(load.opened))
+        record.add("while ingesting", **about, cluster=vars(load.ingesting), ingested_points_s=load.ingested_points_s)
     record.add(
         "ingest", data=data.name, acknowledged_points_s=loaded.points_s,
         indexed_points_s=len(data.base) / loaded.settled_s,

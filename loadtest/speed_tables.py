@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from loadtest.bare_faiss import Parameters
 from loadtest.records import table
-from loadtest.speed import WAYS, Answered, Loaded
+from loadtest.speed import WAYS, Answered, Found, Loaded
 
 
 @dataclass(frozen=True)
@@ -26,10 +25,9 @@ class Bar:
         return self.value <= self.bar if self.at_most else self.value >= self.bar
 
 
-def bars(loaded: Loaded, found: Mapping[str, Any], bare: Mapping[str, Any]) -> list[Bar]:
+def bars(loaded: Loaded, found: Found, bare: Mapping[str, Any]) -> list[Bar]:
     """Every ratio that has a bar."""
-    closed: Mapping[str, Answered] = found["closed"]
-    ways = bare["ways"]
+    closed, ways = found.closed, bare["ways"]
 
     def ratio(label: str) -> float:
         way = next(way for way in WAYS if way.label == label)
@@ -44,29 +42,33 @@ def bars(loaded: Loaded, found: Mapping[str, Any], bare: Mapping[str, Any]) -> l
         Bar("batches of 100: CPU a query, router and shards ÷ FAISS",
             batches.servers_cpu_ms / ways["batches"]["cpu_ms"], 3.0, True),
         Bar("durable ingest ÷ FAISS add, points/s", loaded.points_s / bare["add_points_s"], 0.4),
-        Bar("64 callers while ingesting ÷ without, queries/s",
-            found["ingesting"].queries_s / closed["64 callers"].queries_s, 0.6),
+        *_while_ingesting(found),
     ]  # fmt: skip
 
 
-def show(
-    name: str, loaded: Loaded, used: Parameters, points: int, found: Mapping[str, Any], bare: Mapping[str, Any]
-) -> None:
-    """Prints the tables."""
+def _while_ingesting(found: Found) -> list[Bar]:
+    if found.under_load is None:
+        return []
+    share = found.under_load.ingesting.queries_s / found.closed["64 callers"].queries_s
+    return [Bar("64 callers while ingesting ÷ without, queries/s", share, 0.6)]
+
+
+def show(name: str, loaded: Loaded, points: int, found: Found, bare: Mapping[str, Any]) -> None:
+    """Prints the tables of one set."""
+    used = found.parameters
     print(
         table(
             f"Speed: {name}, nlist {used.nlist}, m {used.m}, nprobe {used.nprobe}, oversample {used.oversample:g}",
-            [
-                _row(name, way.label, found["closed"][way.label], bare["ways"][way.beside], bare["recall"])
-                for way in WAYS
-            ],
+            [_row(name, way.label, found.closed[way.label], bare["ways"][way.beside], bare["recall"]) for way in WAYS],
         )
     )
-    rows = [
-        {**_row(name, "half the rate of 64 callers, as queries come due (open loop)", found["open"])},
-        {**_row(name, f"64 callers, {found['ingested']:,.0f} points/s written beside", found["ingesting"])},
-    ]
-    print(table("Under load", rows))
+    if found.under_load is not None:
+        load = found.under_load
+        rows = [
+            _row(name, "half the rate of 64 callers, as queries come due (open loop)", load.opened),
+            _row(name, f"64 callers, {load.ingested_points_s:,.0f} points/s written beside", load.ingesting),
+        ]
+        print(table("Under load", rows))
     build_points_s = points / (bare["train_s"] + points / bare["add_points_s"])
     loads = [
         ("written: durable and searchable ÷ FAISS add", loaded.points_s, bare["add_points_s"]),
@@ -86,6 +88,10 @@ def show(
             ],
         )
     )
+
+
+def show_bars(reached: Sequence[Bar]) -> None:
+    """Prints each bar with what was reached."""
     print(
         table(
             "Bars",
@@ -96,7 +102,7 @@ def show(
                     "bar": f"{'≤' if one.at_most else '≥'} {one.bar:g}",
                     "": "met" if one.met else "MISSED",
                 }
-                for one in bars(loaded, found, bare)
+                for one in reached
             ],
         ),
         flush=True,

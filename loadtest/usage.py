@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import psutil
 
+from loadtest.processes import cpu_s
 from vectorfleet.local import LocalCluster
 
 CLIENT = "client"
@@ -35,12 +36,7 @@ def measured(fleet: LocalCluster) -> Iterator[Usage]:
     """Fills a `Usage` when the block ends."""
     processes = {name: psutil.Process(child.pid) for name, child in fleet.processes.items()}
     processes[CLIENT] = psutil.Process()
-    before = {name: _cpu_s(process) for name, process in processes.items()}
+    before = {name: cpu_s(process) for name, process in processes.items()}
     usage = Usage()
     yield usage
-    usage.cpu_s.update({name: _cpu_s(process) - before[name] for name, process in processes.items()})
-
-
-def _cpu_s(process: psutil.Process) -> float:
-    times = process.cpu_times()
-    return float(times.user + times.system)
+    usage.cpu_s.update({name: cpu_s(process) - before[name] for name, process in processes.items()})

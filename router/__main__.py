@@ -1,7 +1,7 @@
 """`python -m router`: reads the command line, runs one router until SIGTERM or SIGINT.
 
-Prints `ready HOST:PORT` and `metrics HOST:PORT` (or `off`) on stdout; logs go to stderr. Exit status: 0 after a stop, 1 where it
-cannot run, 2 for a command line that makes no sense.
+Prints one line on stdout, `ready HOST:PORT`; logs go to stderr. Exit status: 0 after a stop, 1 where it cannot run, 2 for a
+command line that makes no sense.
 """
 
 from __future__ import annotations
@@ -67,18 +67,16 @@ async def _serve(arguments: argparse.Namespace) -> None:
         embed_threads=arguments.embed_threads,
         batches_in_flight=arguments.batches_in_flight,
         access=access_settings_of(arguments),
-        metrics_address=arguments.metrics_address,
     )
-    router = Router(coordinator_of(arguments), settings, transport_of(arguments))
-    await router.run(stopping, lambda address: _announce(address, router.metrics_address))
+    await Router(coordinator_of(arguments), settings, transport_of(arguments)).run(stopping, _announce)
 
 
 def _handshake_failed(why: str, count: int) -> None:
     _log.warning("TLS handshake failed: %s%s", why, "" if count == 1 else f" ({count} times)")
 
 
-def _announce(address: str, metrics_address: str) -> None:
-    print(f"ready {address}\nmetrics {metrics_address or 'off'}", flush=True)  # noqa: T201 (a launcher reads it)
+def _announce(address: str) -> None:
+    print(f"ready {address}", flush=True)  # noqa: T201 (a launcher reads it)
 
 
 if __name__ == "__main__":

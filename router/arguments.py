@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from router.access.arguments import add_access_arguments
-from vectorfleet import metrics_endpoint as metrics
 from vectorfleet.cluster.etcd_arguments import add_etcd_arguments
 from vectorfleet.tls_arguments import add_tls_arguments
 
@@ -45,7 +44,6 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] = os.environ)
         _whole(1, 1024),
         BATCHES_IN_FLIGHT_DEFAULT,
     )
-    add("metrics-address", metrics.HELP, "HOST:PORT", metrics.metrics_address, metrics.DEFAULT)
     add("log-level", f"one of {', '.join(LOG_LEVELS)}", "LEVEL", _log_level, "info")
     parser.add_argument(
         "--reuse-port",

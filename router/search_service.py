@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator
 from typing import Any, Final
 
@@ -14,7 +13,6 @@ from router.budget import ByteBudget
 from router.catalog import Catalog
 from router.deadline import Deadline
 from router.embedding import Embedder, Purpose
-from router.metrics import RouterMetrics
 from router.results import search_response
 from router.searches import MERGE_ON_LOOP_MAX, Searches, Share
 from router.texts import embed_texts
@@ -34,15 +32,7 @@ PAYLOAD_BYTES: Final = 256
 class SearchService:
     """Answers searches, alone or over a stream."""
 
-    def __init__(
-        self,
-        catalog: Catalog,
-        searches: Searches,
-        embedder: Embedder,
-        stopping: asyncio.Event,
-        metrics: RouterMetrics,
-    ) -> None:
-        self._metrics = metrics
+    def __init__(self, catalog: Catalog, searches: Searches, embedder: Embedder, stopping: asyncio.Event) -> None:
         self._catalog = catalog
         self._searches = searches
         self._embedder = embedder
@@ -84,9 +74,7 @@ class SearchService:
         """Answers a stream of searches."""
         remaining_s = context.time_remaining()
         whole = None if remaining_s is None else Deadline.after(remaining_s)
-        async for response in search_stream.answer_stream(
-            requests, self._answer, whole, self._stopping, self._metrics.search_ended
-        ):
+        async for response in search_stream.answer_stream(requests, self._answer, whole, self._stopping):
             yield response
 
     async def _answer(
@@ -105,14 +93,10 @@ class SearchService:
             skip=skip,
         )
         with self._budget.holding(_bytes_at_most(record, len(queries.vectors), options)):
-            start_s = time.perf_counter()
             vectors = await embed_texts(
                 self._embedder, queries, record, Purpose.QUERY, lambda row: f"queries[{row}].text", deadline
             )
-            if queries.texts:
-                self._metrics.embedding_s(time.perf_counter() - start_s)
             share = await self._searches.search(record, vectors, options, min_seqno, deadline)
-            self._metrics.answered(record, share.coverage)
             _demand(min_coverage, share)
             return await _render(share, record.dim, options, packed=request.packed)
 

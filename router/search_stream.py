@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from typing import Final, TypeAlias
@@ -26,8 +25,6 @@ _REQUEST_ID: Final = search_service_pb2.SearchStreamRequest.REQUEST_ID_FIELD_NUM
 _log = logging.getLogger(__name__)
 
 Answer: TypeAlias = Callable[[search_service_pb2.SearchRequest, Deadline], Awaitable[search_service_pb2.SearchResponse]]
-Ended: TypeAlias = Callable[[float, str], None]
-"""Told of one search: its seconds, and why it failed; "": it was answered."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +53,6 @@ async def answer_stream(
     answer: Answer,
     whole: Deadline | None,
     stopping: asyncio.Event,
-    ended: Ended = lambda seconds, reason: None,
 ) -> AsyncIterator[search_service_pb2.SearchStreamResponse]:
     """Answers a stream of requests.
 
@@ -65,7 +61,6 @@ async def answer_stream(
         answer: answers one search; raises `VectorfleetError`.
         whole: the deadline of the stream itself; None: it has none.
         stopping: set when the process stops: nothing more is read, and what is under way is answered.
-        ended: told of each search.
 
     Raises:
         Unavailable: SHUTTING_DOWN, after the last answer.
@@ -77,8 +72,6 @@ async def answer_stream(
 
     async def run(request: search_service_pb2.SearchStreamRequest | Undecodable) -> None:
         response = search_service_pb2.SearchStreamResponse(request_id=request.request_id)
-        start_s = time.perf_counter()
-        reason = "CANCELLED"
         try:
             if isinstance(request, Undecodable):
                 raise request.error
@@ -87,13 +80,8 @@ async def answer_stream(
             with _claimed(open_ids, request.request_id):
                 async with asyncio.timeout_at(deadline.at_s):
                     response.response.CopyFrom(await answer(request.request, deadline))
-            reason = ""
         except Exception as error:
-            told = _as_vectorfleet_error(error)
-            reason = told.reason
-            response.error = errors.to_status(told).SerializeToString()
-        finally:
-            ended(time.perf_counter() - start_s, reason)
+            response.error = errors.to_status(_as_vectorfleet_error(error)).SerializeToString()
         finished.put_nowait(response)
 
     async def read() -> None:

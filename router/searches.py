@@ -20,7 +20,6 @@ import numpy as np
 from router.deadline import Deadline
 from router.fanout import Answers, Fanout, Question
 from router.merge import ShardAnswer, Winners, merge
-from router.metrics import RouterMetrics
 from router.validation import Matrix, SearchOptions
 from vectorfleet import errors, limits
 from vectorfleet.cluster.placement import placement_for
@@ -53,25 +52,17 @@ class _Waiting:
     vectors: Matrix
     deadline: Deadline
     share: asyncio.Future[Share]
-    since_s: float
-    """`time.perf_counter()` of its admission."""
 
 
 class Searches:
     """Admits searches, batches them, and gives each caller its share."""
 
-    def __init__(self, fanout: Fanout, metrics: RouterMetrics, *, in_flight_max: int = 2) -> None:
+    def __init__(self, fanout: Fanout, *, in_flight_max: int = 2) -> None:
         self._fanout = fanout
-        self._metrics = metrics
         self._lanes: Lanes[LaneKey, _Waiting] = Lanes(
             self._carry, in_flight_max=in_flight_max, weight_max=limits.QUERIES_MAX
         )
         self._queued = 0
-
-    @property
-    def queued(self) -> int:
-        """Queries that wait to travel with others."""
-        return self._queued
 
     async def search(
         self,
@@ -97,11 +88,10 @@ class Searches:
         if self._queued + len(vectors) > QUEUED_QUERIES_MAX:
             raise errors.ResourceExhausted(f"{self._queued} queries wait already")
         key = (record.uid, options, tuple(sorted(min_seqno.items())))
-        share: asyncio.Future[Share] = asyncio.get_running_loop().create_future()
-        waiting = _Waiting(record, vectors, deadline, share, time.perf_counter())
+        waiting = _Waiting(record, vectors, deadline, asyncio.get_running_loop().create_future())
         self._queued += len(vectors)
         self._lanes.put(key, waiting, len(vectors))
-        return await share
+        return await waiting.share
 
     async def close(self) -> None:
         """Cancels all searches."""
@@ -111,9 +101,6 @@ class Searches:
     async def _carry(self, key: LaneKey, batch: list[_Waiting]) -> None:
         _, options, min_seqno = key
         self._queued -= sum(len(waiting.vectors) for waiting in batch)
-        now_s = time.perf_counter()
-        for waiting in batch:
-            self._metrics.queue_s(now_s - waiting.since_s)
         try:
             here = [waiting for waiting in batch if not waiting.share.done()]
             if here:
@@ -132,8 +119,6 @@ class Searches:
         question = Question(batch[-1].record, vectors, options, min_seqno)
         answers = Answers(len(question.record.shards))
         answer_by_s = {waiting: waiting.deadline.answer_by_s() for waiting in batch}
-        self._metrics.batch_queries(len(vectors))
-        start_s = time.perf_counter()
         ask = asyncio.create_task(self._fanout.ask(question, answers, Deadline(max(answer_by_s.values()))))
         try:
             left = batch
@@ -149,7 +134,6 @@ class Searches:
         finally:
             ask.cancel()
             await asyncio.gather(ask, return_exceptions=True)
-            self._metrics.fan_out_s(time.perf_counter() - start_s)
         await self._settle(batch, question, answers, left)
 
     async def _settle(
@@ -173,12 +157,10 @@ class Searches:
         coverage = answers.coverage(placement_for(question.record).shards_to_search())
         descending = question.record.metric != types_pb2.METRIC_L2
         arguments = (answered, len(question.vectors), question.options.k)
-        start_s = time.perf_counter()
         if sum(len(answer.scores) for answer in answered) <= MERGE_ON_LOOP_MAX:
             winners = merge(*arguments, descending=descending)
         else:
             winners = await asyncio.to_thread(merge, *arguments, descending=descending)
-        self._metrics.merge_s(time.perf_counter() - start_s)
         first = 0
         wanted = set(callers)
         for waiting in batch:

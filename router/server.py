@@ -22,7 +22,6 @@ from router.controller import Controller
 from router.embedding import Embedder
 from router.fanout import Fanout
 from router.key_service import KeyService
-from router.metrics import RouterGauges, RouterMetrics
 from router.nodes import NodePool
 from router.point_service import PointService
 from router.reads import Reads
@@ -32,8 +31,6 @@ from router.shard_calls import ShardCalls
 from router.writes import Writes
 from vectorfleet import serving
 from vectorfleet.cluster.coordinator import Coordinator
-from vectorfleet.metrics import Metrics
-from vectorfleet.metrics_endpoint import MetricsEndpoint
 from vectorfleet.transport import Transport
 from vectorfleet.v1.cluster_service_pb2_grpc import add_ClusterServiceServicer_to_server
 from vectorfleet.v1.collection_service_pb2_grpc import add_CollectionServiceServicer_to_server
@@ -67,8 +64,6 @@ class RouterSettings:
     """0: half of the cores."""
     batches_in_flight: int = 2
     access: AccessSettings = field(default_factory=AccessSettings)
-    metrics_address: tuple[str, int] | None = None
-    """(host, port) of the metrics; None: nothing is counted."""
 
 
 class Router:
@@ -92,19 +87,11 @@ class Router:
         self._stopping = asyncio.Event()
         self._nodes = NodePool(self._transport)
         self._embedder = Embedder(threads=settings.embed_threads)
-        metrics = Metrics("router", enabled=settings.metrics_address is not None)
-        counted = RouterMetrics(metrics)
-        self._searches = Searches(Fanout(coordinator, self._nodes), counted, in_flight_max=settings.batches_in_flight)
-        gauges = RouterGauges(metrics, counted, coordinator, self._nodes, self._embedder, lambda: self._searches.queued)
-        self._metrics = MetricsEndpoint(metrics, gauges.refresh)
-        self.metrics_address = ""
-        """host:port where metrics are served; "": not at all, or not yet."""
+        self._searches = Searches(Fanout(coordinator, self._nodes), in_flight_max=settings.batches_in_flight)
         self._controller = Controller(coordinator, self._nodes, settings.router_id)
         self._access = Access(settings.access, coordinator)
         gates = [] if self._access.gate is None else [self._access.gate]
-        self._server = serving.new_server(
-            outermost=gates, reuse_port=settings.reuse_port, call_ended=counted.call_ended
-        )
+        self._server = serving.new_server(outermost=gates, reuse_port=settings.reuse_port)
         self._health = serving.LiveReadyHealth()
         self._probes = serving.HealthPort(self._health, settings.host, settings.health_port)
 
@@ -116,7 +103,7 @@ class Router:
         backups = Backups(coordinator, self._nodes, catalog, calls)
         add_ClusterServiceServicer_to_server(ClusterService(coordinator, self._nodes, backups), self._server)
         add_KeyServiceServicer_to_server(KeyService(coordinator, authenticating=self._access.required), self._server)
-        SearchService(catalog, self._searches, self._embedder, self._stopping, counted).install(self._server)
+        SearchService(catalog, self._searches, self._embedder, self._stopping).install(self._server)
         self._health.install(self._server, SERVICES)
 
     async def run(self, stopping: asyncio.Event, on_ready: Callable[[str], None]) -> None:
@@ -127,20 +114,13 @@ class Router:
             on_ready: called with the bound host:port once the first state of the cluster is loaded.
 
         Raises:
-            OSError: a port cannot be had.
+            OSError: the port cannot be had.
         """
         address = self._transport.listen(self._server, self._settings.host, self._settings.port)
         try:
-            if self._settings.metrics_address is not None:
-                self.metrics_address = await self._metrics.listen(*self._settings.metrics_address)
             await self._server.start()
             await self._probes.start()
-            _log.info(
-                "router %s listens on %s, metrics on %s",
-                self._settings.router_id,
-                address,
-                self.metrics_address or "no port",
-            )
+            _log.info("router %s listens on %s", self._settings.router_id, address)
             async with asyncio.TaskGroup() as group:
                 for_ever = [
                     group.create_task(self._join(address, on_ready), name="following the shard map"),
@@ -167,7 +147,6 @@ class Router:
 
     async def _close(self) -> None:
         self._health.stop()
-        await self._metrics.close()
         await self._server.stop(0)
         await self._probes.stop()
         await asyncio.to_thread(self._access.close)

@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from vectorfleet import metrics_endpoint as metrics
 from vectorfleet.cluster.etcd_arguments import add_etcd_arguments
 from vectorfleet.tls_arguments import add_tls_arguments
 
@@ -50,7 +49,6 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] = os.environ)
     add("port", "port to listen on; 0: a free one", "PORT", _port, 0)
     add("advertise", "where routers reach this node; needed when it listens on all addresses", "HOST:PORT", fallback="")
     add("node-id", "this node's name in the cluster; kept in the folder from its first start on", "ID", fallback="")
-    add("metrics-address", metrics.HELP, "HOST:PORT", metrics.metrics_address, metrics.DEFAULT)
     add("log-level", f"one of {', '.join(LOG_LEVELS)}", "LEVEL", _log_level, "info")
     add("search-threads", "searches that run at once; 0: one for each core", "N", _count, 0)
     add("seal-points", "points that a buffer holds before it is sealed; 0: the engine's default", "N", _count, 0)

@@ -8,7 +8,6 @@ or not; a write that fails fails for everyone in its commit, but for want of res
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -36,8 +35,6 @@ class PendingWrite:
     term: int
     size_bytes: int
     done: asyncio.Future[Applied]
-    since_s: float = 0.0
-    """`time.perf_counter()` of its admission."""
 
 
 class WriteQueue:
@@ -88,7 +85,6 @@ class GroupCommit:
         commit: Callable[[Sequence[storage_pb2.Mutation], int], Awaitable[list[Applied]]],
         budget: ByteBudget,
         queue: WriteQueue | None = None,
-        waited: Callable[[Sequence[float]], None] = lambda seconds: None,
     ) -> None:
         """Makes an idle one.
 
@@ -96,9 +92,7 @@ class GroupCommit:
             commit: commits mutations under a term, all or none, off the event loop.
             budget: the node's ceiling on writes in memory, shared by all its replicas.
             queue: the policy.
-            waited: told before each commit how many seconds each of its writes has waited.
         """
-        self._waited = waited
         self._commit = commit
         self._budget = budget
         self._queue = WriteQueue() if queue is None else queue
@@ -119,7 +113,7 @@ class GroupCommit:
         done: asyncio.Future[Applied] = asyncio.get_running_loop().create_future()
         self._budget.take(size_bytes)
         try:
-            self._queue.add(PendingWrite(mutation, term, size_bytes, done, time.perf_counter()))
+            self._queue.add(PendingWrite(mutation, term, size_bytes, done))
         except ResourceExhausted:
             self._budget.give(size_bytes)
             raise
@@ -140,8 +134,6 @@ class GroupCommit:
         self._drain = None
 
     async def _commit_next(self, writes: list[PendingWrite]) -> None:
-        now_s = time.perf_counter()
-        self._waited([now_s - write.since_s for write in writes])
         try:
             await self._commit_together(writes)
         finally:

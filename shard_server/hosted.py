@@ -15,8 +15,6 @@ from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
 
 from shard_server.budget import ByteBudget
 from shard_server.group_commit import GroupCommit
-from shard_server.laps import Laps
-from shard_server.metrics import ShardMetrics
 from shard_server.threads import Gate, WorkPool
 from vectorfleet.cluster.shard_map import CollectionRecord, ShardAssignment
 from vectorfleet.errors import DataLoss, DeadlineExceeded, Unavailable, VectorfleetError
@@ -44,7 +42,6 @@ class HostedReplica:
         commit_pool: WorkPool,
         write_budget: ByteBudget,
         on_commit: Callable[[HostedReplica], None],
-        metrics: ShardMetrics,
     ) -> None:
         """Starts as loading; `serve` or `fail` ends that.
 
@@ -54,7 +51,6 @@ class HostedReplica:
             commit_pool: where commits run.
             write_budget: the node's ceiling on writes in memory.
             on_commit: called after each commit.
-            metrics: are told of each commit.
         """
         self.record = record
         self.assignment = assignment
@@ -66,8 +62,7 @@ class HostedReplica:
         """How far it has come from a backup, since this node started."""
         self._commit_pool = commit_pool
         self._on_commit = on_commit
-        self._metrics = metrics
-        self._commits = GroupCommit(self._commit, write_budget, waited=metrics.writes_waited)
+        self._commits = GroupCommit(self._commit, write_budget)
         self._replica: Replica | None = None
         self._failure: VectorfleetError | None = None
         self._gate = Gate()
@@ -206,15 +201,12 @@ class HostedReplica:
         return True
 
     async def _commit(self, mutations: Sequence[storage_pb2.Mutation], term: int) -> list[Applied]:
-        laps = Laps()
-        applied = await self.run(self._commit_pool, None, _commit, mutations, term, laps)
-        self._metrics.committed(laps.spent_s)
+        applied = await self.run(self._commit_pool, None, _commit, mutations, term)
         self._applied.set()
         self._applied = asyncio.Event()
         self._on_commit(self)
         return applied
 
 
-def _commit(replica: Replica, mutations: Sequence[storage_pb2.Mutation], term: int, laps: Laps) -> list[Applied]:
-    laps("thread")
-    return replica.commit(mutations, term, laps)
+def _commit(replica: Replica, mutations: Sequence[storage_pb2.Mutation], term: int) -> list[Applied]:
+    return replica.commit(mutations, term)

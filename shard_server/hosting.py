@@ -21,7 +21,6 @@ from shard_server.budget import ByteBudget
 from shard_server.codebooks import Codebooks
 from shard_server.data_dir import DataDir
 from shard_server.hosted import HostedReplica
-from shard_server.metrics import ShardMetrics
 from shard_server.peers import Peers
 from shard_server.tasks import TaskKeeper
 from shard_server.threads import WorkPool
@@ -69,7 +68,6 @@ class ReplicaHost:
         pools: HostPools,
         write_budget: ByteBudget,
         on_work: Callable[[HostedReplica], None],
-        metrics: ShardMetrics,
     ) -> None:
         """Holds nothing yet.
 
@@ -82,9 +80,7 @@ class ReplicaHost:
             pools: threads.
             write_budget: the node's ceiling on writes in memory.
             on_work: called when a replica may have background work: opened, written to, or with a new codebook.
-            metrics: told of commits.
         """
-        self._metrics = metrics
         self.node_id = data.node_id
         self._data = data
         self._open_replica = open_replica
@@ -252,7 +248,7 @@ class ReplicaHost:
     # ------------------------------------------------------------------ opening and closing
 
     def _start_opening(self, key: Key, record: CollectionRecord, assignment: ShardAssignment) -> None:
-        held = HostedReplica(record, assignment, self._pools.commit, self._write_budget, self._on_work, self._metrics)
+        held = HostedReplica(record, assignment, self._pools.commit, self._write_budget, self._on_work)
         self._held[key] = held
         self._on_disk.add(held.uid)
         self._next_step(key, lambda: self._open(held), f"opening {held.name}")
@@ -352,6 +348,8 @@ class ReplicaHost:
             self._names[record.uid] = record.name
             await self._pools.lifecycle.run(self._data.save_collection, record)
 
+    # ------------------------------------------------------------------ codebooks
+
     def _follow_codebook(self, uid: str) -> None:
         """Sees to it that the record on disk and the codebook of a collection are those of the shard map."""
         running = self._codebook_tasks.get(uid)
@@ -406,6 +404,8 @@ class ReplicaHost:
 
     def _other_nodes(self) -> Iterable[NodeInfo]:
         return [node for node in self._state.nodes.values() if node.id != self.node_id]
+
+    # ------------------------------------------------------------------ the end
 
     async def close(self) -> bool:
         """Closes all replicas; False where some thread was still busy with one."""

@@ -30,10 +30,8 @@ from shard_server.engine.index import Codebook, train_codebook
 from shard_server.engine.replica import Replica
 from shard_server.engine.state import ReplicaIdentity
 from shard_server.engine.upkeep import EngineSettings
-from shard_server.gauges import ShardGauges
 from shard_server.hosting import HostPools, ReplicaHost
 from shard_server.maintenance import Maintenance
-from shard_server.metrics import ShardMetrics
 from shard_server.peers import Peers
 from shard_server.searching import Searcher
 from shard_server.service import ServicePools, ShardServicer
@@ -46,8 +44,6 @@ from vectorfleet.cluster.shard_map import CollectionRecord, NodeInfo
 from vectorfleet.identity import SHARD, TRUST_DOMAIN_DEFAULT, MembersOnly
 from vectorfleet.internal.v1 import shard_service_pb2 as pb
 from vectorfleet.internal.v1.shard_service_pb2_grpc import add_ShardServiceServicer_to_server
-from vectorfleet.metrics import Metrics
-from vectorfleet.metrics_endpoint import MetricsEndpoint
 from vectorfleet.transport import Transport
 
 WRITE_BYTES_MAX: Final = 256 << 20
@@ -85,8 +81,6 @@ class NodeSettings:
     """Of the processes that may call this one, where certificates say who calls."""
     backup_roots: tuple[str, ...] = ()
     """Where it may write and read backups."""
-    metrics_address: tuple[str, int] | None = None
-    """(host, port) of the metrics; None: nothing is counted."""
 
 
 class Node:
@@ -119,10 +113,6 @@ class Node:
         manifests = WorkPool("backup manifests", threads=1, waiting_max=READS_WAITING_MAX)
         self._pools = (search, reads, control, commit, lifecycle, sealing, background, training, backup, manifests)
 
-        metrics = Metrics("shard", enabled=settings.metrics_address is not None)
-        counted = ShardMetrics(metrics)
-        write_budget = ByteBudget("writes that wait", WRITE_BYTES_MAX)
-        search_budget = ByteBudget("queries that wait", SEARCH_BYTES_MAX)
         self._peers = Peers(self._transport)
         store = CodebookStore(data.codebooks)
         self._maintenance = Maintenance(lambda: self._host.replicas, sealing, background)
@@ -140,30 +130,16 @@ class Node:
             Codebooks(store, self._peers, lifecycle, Codebook.load),
             self._peers,
             HostPools(lifecycle, commit),
-            write_budget,
+            ByteBudget("writes that wait", WRITE_BYTES_MAX),
             self._maintenance.notify,
-            counted,
         )
         self._training = Training(store, self._peers, reads, training, _train)
-        searcher = Searcher(self._host, search, search_budget, counted)
+        searcher = Searcher(self._host, search, ByteBudget("queries that wait", SEARCH_BYTES_MAX))
         self._servicer = ShardServicer(
             self._host, searcher, self._training, self._archive, store, ServicePools(reads, control), data.path
         )
         members = [MembersOnly(settings.trust_domain, PEERS)] if self._transport.identifies else []
-        self._server = serving.new_server(members, call_ended=counted.call_ended)
-        gauges = ShardGauges(
-            metrics,
-            coordinator,
-            lambda: self._host.replicas,
-            self._pools,
-            {"searches": search_budget, "writes": write_budget},
-            store,
-            data.path,
-            settings.engine.min_free_bytes,
-        )
-        self._metrics = MetricsEndpoint(metrics, gauges.refresh)
-        self.metrics_address = ""
-        """host:port where metrics are served; "": not at all, or not yet."""
+        self._server = serving.new_server(members)
         self._health = serving.LiveReadyHealth()
         self._probes = serving.HealthPort(self._health, settings.host, settings.health_port)
 
@@ -178,16 +154,14 @@ class Node:
             Whether everything was closed. False: a thread is still busy with a replica; nothing acknowledged is lost.
 
         Raises:
-            OSError: a port cannot be had.
+            OSError: the port cannot be had.
         """
         address = self._listen()
         try:
-            if self._settings.metrics_address is not None:
-                self.metrics_address = await self._metrics.listen(*self._settings.metrics_address)
             await self._host.open_known()
             await self._server.start()
             await self._probes.start()
-            _log.info("node %s listens on %s, metrics on %s", self._node_id, address, self.metrics_address or "no port")
+            _log.info("node %s listens on %s", self._node_id, address)
             async with asyncio.TaskGroup() as group:
                 for_ever = [
                     group.create_task(self._maintenance.run(), name="background work"),
@@ -224,7 +198,6 @@ class Node:
 
     async def _close(self) -> bool:
         self._health.stop()
-        await self._metrics.close()
         await self._server.stop(0)
         await self._probes.stop()
         await self._training.close()

@@ -18,10 +18,7 @@ from numpy.typing import NDArray
 
 from shard_server import checking
 from shard_server.budget import ByteBudget
-from shard_server.engine.stages import Lap, untimed
 from shard_server.hosting import ReplicaHost
-from shard_server.laps import Laps
-from shard_server.metrics import ShardMetrics
 from shard_server.threads import WorkPool
 from vectorfleet import limits
 from vectorfleet.errors import DeadlineExceeded, InternalError, ResourceExhausted, VectorfleetError
@@ -66,16 +63,14 @@ class Patience:
 class Searcher:
     """Answers search requests from the replicas of a host."""
 
-    def __init__(self, host: ReplicaHost, pool: WorkPool, budget: ByteBudget, metrics: ShardMetrics) -> None:
+    def __init__(self, host: ReplicaHost, pool: WorkPool, budget: ByteBudget) -> None:
         """Takes what it searches with.
 
         Args:
             host: the replicas.
             pool: threads for the scans.
             budget: the node's ceiling on queries in memory.
-            metrics: are told of each search.
         """
-        self._metrics = metrics
         self._host = host
         self._pool = pool
         self._budget = budget
@@ -92,7 +87,6 @@ class Searcher:
             ResourceExhausted: too many queries are in memory, or the answer would pass the message limit.
         """
         checking.check_search(request)
-        self._metrics.search_queries(request.query_count)
         size_bytes = request.ByteSize()
         self._budget.take(size_bytes)
         try:
@@ -121,7 +115,6 @@ class Searcher:
             error = InternalError(
                 f"{type(raised).__name__} while shard {target.shard} was searched; see the node's log"
             )
-        self._metrics.shard_missed(error.reason)
         if error.reason == "RESPONSE_TOO_LARGE":
             # Not this shard's failure: the request would meet it on any replica. The sum below says so.
             return PackedHits({}, limits.CALL_BYTES_MAX + 1)
@@ -134,29 +127,22 @@ class Searcher:
         if target.min_seqno:
             await held.wait_applied(target.min_seqno, patience_s)
         vectors = checking.query_matrix(request, held.record)
-        patience, laps = Patience(deadline), Laps()
+        patience = Patience(deadline)
         try:
-            hits = await held.run(self._pool, deadline, search_replica, vectors, request, patience.check, laps)
+            return await held.run(self._pool, deadline, search_replica, vectors, request, patience.check)
         finally:
             patience.end()
-        self._metrics.searched(laps.spent_s)
-        return hits
 
 
 def search_replica(
-    replica: Replica,
-    vectors: NDArray[np.float32],
-    request: pb.SearchRequest,
-    check: Callable[[], None],
-    lap: Lap = untimed,
+    replica: Replica, vectors: NDArray[np.float32], request: pb.SearchRequest, check: Callable[[], None]
 ) -> PackedHits:
-    """Searches one replica and packs its hits; blocks. `lap` is called first when a thread has begun ("queue").
+    """Searches one replica and packs its hits; blocks.
 
     Raises:
         ResourceExhausted: the answer cannot be sent.
         VectorfleetError: what `check` raised, which is called between steps.
     """
-    lap("queue")
     hit_bytes_min = HIT_BYTES_MIN + (4 * vectors.shape[1] if request.with_vector else 0)
     hits_max = limits.CALL_BYTES_MAX // hit_bytes_min
     if request.query_count * request.k > hits_max and request.query_count * replica.stats().points > hits_max:
@@ -171,7 +157,6 @@ def search_replica(
         with_vector=request.with_vector,
         wanted=request.filter if request.HasField("filter") else None,
         check=check,
-        lap=lap,
     )
     payloads = hits.payloads or []
     size_bytes = len(hits.ids) * hit_bytes_min + sum(map(len, hits.ids)) + sum(map(len, payloads))

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
-from typing import Any, Final, NoReturn, TypeAlias
+from typing import Any, Final, NoReturn
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -45,16 +44,12 @@ _PROBES_MAX: Final = 64
 
 _log = logging.getLogger(__name__)
 
-CallEnded: TypeAlias = Callable[[str, float | None, str], None]
-"""Told of each call that ended: its method's name, its seconds (None: a stream's), its reason ("": it was answered)."""
-
 
 def new_server(
     interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
     *,
     outermost: Sequence[grpc.aio.ServerInterceptor] = (),
     reuse_port: bool = False,
-    call_ended: CallEnded = lambda method, seconds, reason: None,
 ) -> grpc.aio.Server:
     """Makes a server with our limits that turns every exception of its handlers into the error table's status.
 
@@ -62,12 +57,9 @@ def new_server(
         interceptors: further ones; they run inside the mapping, so that what they raise is mapped too.
         outermost: these run outside of it: they see each call before its request is parsed, and its status, no exceptions.
         reuse_port: True: the port may be shared with other processes that allow it too.
-        call_ended: told of each call; of one whose answers are a stream, only where it failed or ended.
     """
     options = {**dict(SERVER_OPTIONS), "grpc.so_reuseport": int(reuse_port)}
-    return grpc.aio.server(
-        options=list(options.items()), interceptors=[*outermost, RpcErrors(call_ended), *interceptors]
-    )
+    return grpc.aio.server(options=list(options.items()), interceptors=[*outermost, RpcErrors(), *interceptors])
 
 
 def remaining_s(context: grpc.aio.ServicerContext[Any, Any], default_s: float) -> float:
@@ -83,8 +75,7 @@ class RpcErrors(grpc.aio.ServerInterceptor):
     DEADLINE_EXCEEDED; anything else is logged with its traceback and becomes INTERNAL, without details for strangers.
     """
 
-    def __init__(self, call_ended: CallEnded = lambda method, seconds, reason: None) -> None:
-        self._call_ended = call_ended
+    def __init__(self) -> None:
         # Every call passes here: a handler is wrapped once, not once a call.
         self._wrapped: dict[str, tuple[object, grpc.RpcMethodHandler[Any, Any]]] = {}
 
@@ -104,11 +95,10 @@ class RpcErrors(grpc.aio.ServerInterceptor):
         changes: dict[str, Any] = {"request_deserializer": _lenient(handler.request_deserializer)}
         for kind in ("unary_unary", "stream_unary"):
             if getattr(handler, kind) is not None:
-                timed = kind == "unary_unary"
-                changes[kind] = _guarded(getattr(handler, kind), method, self._call_ended, timed=timed)
+                changes[kind] = _guarded(getattr(handler, kind), method)
         for kind in ("unary_stream", "stream_stream"):
             if getattr(handler, kind) is not None:
-                changes[kind] = _guarded_stream(getattr(handler, kind), method, self._call_ended)
+                changes[kind] = _guarded_stream(getattr(handler, kind), method)
         wrapped: grpc.RpcMethodHandler[Any, Any] = handler._replace(**changes)
         self._wrapped[method] = handler, wrapped
         return wrapped
@@ -280,50 +270,26 @@ def _sound(request: Any) -> Any:
     return _checked(request) if hasattr(request, "__aiter__") else request
 
 
-def _guarded(
-    handle: Callable[..., Awaitable[Any]], method: str, call_ended: CallEnded, *, timed: bool
-) -> Callable[..., Awaitable[Any]]:
-    name = method.rpartition("/")[2]
-
+def _guarded(handle: Callable[..., Awaitable[Any]], method: str) -> Callable[..., Awaitable[Any]]:
     async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
-        start_s = time.perf_counter()
-        reason = "CANCELLED"
         try:
-            response = await handle(_sound(request), context)
-            reason = ""
+            return await handle(_sound(request), context)
         except grpc.aio.AbortError:
-            reason = ""  # of health alone, which answers so for a service that it does not know
             raise
         except Exception as error:
-            told = as_vectorfleet_error(error, method)
-            reason = told.reason
-            await abort(context, told)
-        finally:
-            call_ended(name, time.perf_counter() - start_s if timed else None, reason)
-        return response
+            await abort(context, as_vectorfleet_error(error, method))
 
     return call
 
 
-def _guarded_stream(
-    handle: Callable[..., AsyncIterator[Any]], method: str, call_ended: CallEnded
-) -> Callable[..., AsyncIterator[Any]]:
-    name = method.rpartition("/")[2]
-
+def _guarded_stream(handle: Callable[..., AsyncIterator[Any]], method: str) -> Callable[..., AsyncIterator[Any]]:
     async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
-        reason = "CANCELLED"
         try:
             async for response in handle(_sound(request), context):
                 yield response
-            reason = ""
         except grpc.aio.AbortError:
-            reason = ""
             raise
         except Exception as error:
-            told = as_vectorfleet_error(error, method)
-            reason = told.reason
-            await abort(context, told)
-        finally:
-            call_ended(name, None, reason)
+            await abort(context, as_vectorfleet_error(error, method))
 
     return call

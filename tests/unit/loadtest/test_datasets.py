@@ -52,6 +52,14 @@ def test_scifact_is_whole() -> None:
     assert data.query_ids == sorted(data.relevant, key=int)
 
 
+def test_a_part_of_scifact_answers_every_claim() -> None:
+    present("scifact")
+    whole, part = datasets.scifact(), datasets.scifact(texts=400)
+    assert len(part.ids) == len(set(part.ids)) == len(part.texts) == 400
+    assert {name for answers in whole.relevant.values() for name in answers} <= set(part.ids) < set(whole.ids)
+    assert (part.query_ids, part.relevant) == (whole.query_ids, whole.relevant)
+
+
 def test_wordnet_examples_belong_to_what_was_read() -> None:
     present("wordnet")
     data = datasets.wordnet(2_000)

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+import yaml
 
+from loadtest import churn, runbooks
 from loadtest.churn import Live
+from loadtest.datasets import AbsentDataError
 from loadtest.runbooks import Step, rescaled
 
 BOOK = {
@@ -45,3 +50,30 @@ def test_the_model_follows_each_step() -> None:
         live.apply(step)
     assert live.rows.tolist() == [6, 7, 2, 3, -1, -1, -1, -1]
     assert live.points.tolist() == [0, 1, 2, 3]
+
+
+def test_of_several_schedules_that_for_the_largest_set_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VECTORFLEET_TEST_DATA", str(tmp_path))
+    (tmp_path / "runbooks").mkdir()
+    books = {
+        "small": {"max_pts": 10, 1: {"operation": "insert", "start": 0, "end": 10}},
+        "large": {"max_pts": 20, 1: {"operation": "insert", "start": 0, "end": 10}, 2: {"operation": "search"}},
+    }
+    (tmp_path / "runbooks" / "both.yaml").write_text(yaml.safe_dump(books))
+    assert runbooks.names() == ["both"]
+    assert runbooks.read("both", 100) == [Step("insert", range(50), range(50)), Step("search")]
+    with pytest.raises(AbsentDataError, match="no runbook 'other'; there are both"):
+        runbooks.read("other", 100)
+
+
+def test_fresh_collections_are_built_evenly_and_at_the_last_search() -> None:
+    assert churn.built_at([2, 4]) == {2, 4}
+    assert churn.built_at(list(range(100, 201))) == {100, 133, 167, 200}
+
+
+@pytest.mark.parametrize(
+    ("recall", "fresh", "met"),
+    [(0.99, None, True), (0.985, 0.994, True), (0.985, 0.996, False), (0.5, 0.505, True)],
+)
+def test_the_bar_of_a_search_step(recall: float, fresh: float | None, met: bool) -> None:
+    assert churn.Searched(1, 100, recall, fresh, churn.Stored(0.0, 0)).met is met

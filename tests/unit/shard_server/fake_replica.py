@@ -8,20 +8,12 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
-from shard_server.engine.stages import Lap, untimed
 from shard_server.engine.state import Applied
-from shard_server.metrics import ShardMetrics
 from vectorfleet.cluster.placement import point_hash
 from vectorfleet.cluster.shard_map import CollectionRecord, ShardAssignment
 from vectorfleet.internal.v1 import storage_pb2
-from vectorfleet.metrics import Metrics
 
 TIMEOUT_S = 10.0
-
-
-def uncounted() -> ShardMetrics:
-    """Metrics that are off."""
-    return ShardMetrics(Metrics("shard", enabled=False))
 
 
 @dataclass
@@ -53,7 +45,7 @@ class FakeReplica:
     def applied_seqno(self) -> int:
         return len(self.ids)
 
-    def commit(self, mutations: Sequence[storage_pb2.Mutation], term: int, lap: Lap = untimed) -> list[Applied]:
+    def commit(self, mutations: Sequence[storage_pb2.Mutation], term: int) -> list[Applied]:
         assert self.held.wait(TIMEOUT_S)
         if self.error is not None:
             raise self.error

@@ -21,7 +21,7 @@ from shard_server.hosted import HostedReplica
 from shard_server.hosting import HostPools, ReplicaHost
 from shard_server.peers import Peers
 from shard_server.threads import WorkPool
-from tests.unit.shard_server.fake_replica import TIMEOUT_S, FakeReplica, collection, deletion, uncounted, until
+from tests.unit.shard_server.fake_replica import TIMEOUT_S, FakeReplica, collection, deletion, until
 from vectorfleet.cluster.shard_map import ClusterState, CodebookRecord, CollectionRecord, NodeInfo, RestoreRecord
 from vectorfleet.cluster.static import StaticCluster, StaticCoordinator
 from vectorfleet.errors import DataLoss, InternalError, ResourceExhausted, Unavailable, VectorfleetError
@@ -80,7 +80,6 @@ class Stage:
             HostPools(self.lifecycle, self.commit),
             ByteBudget("writes", 1 << 20),
             self.work.append,
-            uncounted(),
         )
 
     def open(self, directory: Path, record: CollectionRecord, shard: int, codebooks: Any) -> FakeReplica:

@@ -13,7 +13,7 @@ from shard_server.budget import ByteBudget
 from shard_server.hosted import HostedReplica
 from shard_server.maintenance import Maintenance
 from shard_server.threads import WorkPool
-from tests.unit.shard_server.fake_replica import FakeReplica, collection, uncounted, until
+from tests.unit.shard_server.fake_replica import FakeReplica, collection, until
 
 
 @contextlib.asynccontextmanager
@@ -24,7 +24,7 @@ async def maintained(*fakes: FakeReplica) -> AsyncIterator[tuple[Maintenance, li
     maintenance = Maintenance(lambda: hosted, sealing, pool)
     for number, fake in enumerate(fakes):
         record = collection(f"u{number}", ["n1"])
-        held = HostedReplica(record, record.shards[0], pool, ByteBudget("writes", 100), maintenance.notify, uncounted())
+        held = HostedReplica(record, record.shards[0], pool, ByteBudget("writes", 100), maintenance.notify)
         replica: Any = fake
         held.serve(replica)
         hosted.append(held)

@@ -15,7 +15,7 @@ from shard_server.engine.answers import ReplicaStats, ShardHits
 from shard_server.hosted import HostedReplica
 from shard_server.searching import Searcher
 from shard_server.threads import WorkPool
-from tests.unit.shard_server.fake_replica import TIMEOUT_S, FakeReplica, collection, uncounted
+from tests.unit.shard_server.fake_replica import TIMEOUT_S, FakeReplica, collection
 from vectorfleet.internal.v1 import shard_service_pb2 as pb
 
 
@@ -27,7 +27,7 @@ class Searched(FakeReplica):
         self.started = threading.Event()
 
     def stats(self) -> ReplicaStats:
-        return ReplicaStats(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, {})
+        return ReplicaStats(0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
 
     def search(self, vectors: np.ndarray, k: int, *, check: Callable[[], None], **_: object) -> ShardHits:
         self.started.set()
@@ -58,13 +58,13 @@ def request(k: int) -> pb.SearchRequest:
 async def searching() -> AsyncIterator[tuple[Searcher, Searched]]:
     pool = WorkPool("search", threads=1, waiting_max=10)
     record = collection("u", ["n1"])
-    held = HostedReplica(record, record.shards[0], pool, ByteBudget("writes", 100), lambda _: None, uncounted())
+    held = HostedReplica(record, record.shards[0], pool, ByteBudget("writes", 100), lambda _: None)
     fake = Searched()
     replica: Any = fake
     held.serve(replica)
     host: Any = Host(held)
     try:
-        yield Searcher(host, pool, ByteBudget("queries", 1 << 20), uncounted()), fake
+        yield Searcher(host, pool, ByteBudget("queries", 1 << 20)), fake
     finally:
         pool.close()
 
