@@ -12,6 +12,7 @@ import asyncio
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
 import numpy as np
 
@@ -27,6 +28,9 @@ from vectorfleet.cluster.placement import placement_for
 from vectorfleet.cluster.shard_map import CollectionRecord, ShardAssignment
 from vectorfleet.internal.v1 import shard_service_pb2
 from vectorfleet.v1 import types_pb2
+
+STREAMED_BYTES_MAX: Final = 1 << 20
+"""Of a question and its answer: what is larger is a call of its own, so that small ones need not wait behind it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,26 +112,13 @@ class Fanout:
         epoch: int,
         again: bool,
     ) -> None:
-        options = question.options
-        request = shard_service_pb2.SearchRequest(
-            collection_uid=question.record.uid,
-            epoch=epoch,
-            targets=[
-                shard_service_pb2.ShardTarget(shard=shard.shard, min_seqno=question.min_seqno.get(shard.shard, 0))
-                for shard in shards
-            ],
-            vectors=question.vectors.tobytes(),
-            query_count=len(question.vectors),
-            k=options.k,
-            nprobe=options.nprobe,
-            oversample=options.oversample,
-            exact=options.exact,
-            with_payload=options.with_payload,
-            with_vector=options.with_vector,
-            filter=types_pb2.Filter.FromString(options.wanted) if options.wanted else None,
-        )
+        message = shard_service_pb2.SearchStreamRequest()
+        _fill(message.request, question, shards, epoch)  # in place: a message that is put into another is copied
         try:
-            response = await node.call(node.stub.Search(request, timeout=deadline.remaining_s()))
+            if _travels_light(question):
+                response = await node.search(message, deadline.remaining_s())
+            else:
+                response = await node.call(node.stub.Search(message.request, timeout=deadline.remaining_s()))
             by_shard = {result.shard: result for result in response.results}
             outcomes = {shard.shard: _read(by_shard.get(shard.shard), question) for shard in shards}
         except errors.VectorfleetError as error:
@@ -181,6 +172,33 @@ def _read(result: shard_service_pb2.ShardResult | None, question: Question) -> S
     return ShardAnswer(
         result.shard, counts, scores, result.ids, result.payloads, result.vectors, result.matching_points
     )
+
+
+def _travels_light(question: Question) -> bool:
+    """Whether question and answer are small enough to share a stream with others: what is large would hold them up."""
+    options = question.options
+    hits_bytes = len(question.vectors) * options.k * options.hit_bytes(question.record.dim)
+    return question.vectors.nbytes + hits_bytes <= STREAMED_BYTES_MAX
+
+
+def _fill(
+    request: shard_service_pb2.SearchRequest, question: Question, shards: Sequence[ShardAssignment], epoch: int
+) -> None:
+    options = question.options
+    request.collection_uid = question.record.uid
+    request.epoch = epoch
+    for shard in shards:
+        request.targets.add(shard=shard.shard, min_seqno=question.min_seqno.get(shard.shard, 0))
+    request.vectors = question.vectors.tobytes()
+    request.query_count = len(question.vectors)
+    request.k = options.k
+    request.nprobe = options.nprobe
+    request.oversample = options.oversample
+    request.exact = options.exact
+    request.with_payload = options.with_payload
+    request.with_vector = options.with_vector
+    if options.wanted:
+        request.filter.MergeFromString(options.wanted)
 
 
 def _miss(answers: Answers, shard: int, reason: str, message: str) -> None:

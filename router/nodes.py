@@ -18,6 +18,7 @@ from typing import Any, Final, TypeVar
 import grpc
 
 from router.circuit import Circuit
+from router.node_stream import NodeStream
 from vectorfleet import errors
 from vectorfleet.cluster.coordinator import Coordinator
 from vectorfleet.cluster.shard_map import ClusterState
@@ -45,7 +46,11 @@ class Node:
     """Of the certificates that the channel was made with."""
     circuit: Circuit = field(default_factory=Circuit)
     under_way: set[Any] = field(default_factory=set)
-    """Calls that wait for this node."""
+    """Calls that wait for this node, other than those on its stream."""
+    stream: NodeStream = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.stream = NodeStream(self.stub)
 
     @property
     def out_of_reach(self) -> bool:
@@ -79,8 +84,23 @@ class Node:
         self.circuit.answered()
         return response
 
+    async def search(
+        self, message: shard_service_pb2.SearchStreamRequest, timeout_s: float
+    ) -> shard_service_pb2.SearchResponse:
+        """Searches over the node's stream; otherwise as `call`. See `NodeStream.search`."""
+        self.circuit.asked(time.monotonic())
+        try:
+            response = await self.stream.search(message, timeout_s)
+        except errors.VectorfleetError as error:
+            if error.reason not in _SILENCE:
+                self.circuit.answered()
+            raise
+        self.circuit.answered()
+        return response
+
     def give_up(self) -> None:
         """Ends all calls that wait for this node."""
+        self.stream.end()
         for call in list(self.under_way):
             call.cancel()
 

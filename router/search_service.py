@@ -24,9 +24,6 @@ from vectorfleet.v1 import search_service_pb2
 NAME: Final = search_service_pb2.DESCRIPTOR.services_by_name["SearchService"].full_name
 SEARCH_BYTES_MAX: Final = 4 * 1024**3
 """Bytes that searches under way may come to hold, as far as their size can be told beforehand."""
-HIT_BYTES: Final = 64
-PAYLOAD_BYTES: Final = 256
-"""What a hit and its payload are taken to be; the limits of messages bound what they are."""
 
 
 class SearchService:
@@ -103,9 +100,10 @@ class SearchService:
 
 def _bytes_at_most(record: CollectionRecord, queries: int, options: SearchOptions) -> int:
     """What a search may come to hold: its hits, or what the nodes' messages and the answer can carry of them."""
-    hit_bytes = HIT_BYTES + options.with_payload * PAYLOAD_BYTES + options.with_vector * 4 * record.dim
     messages = 1 + len({shard.primary for shard in record.shards})
-    hits_bytes = min(queries * options.k * hit_bytes, messages * limits.MESSAGE_BYTES_MAX, SEARCH_BYTES_MAX // 4)
+    hits_bytes = min(
+        queries * options.k * options.hit_bytes(record.dim), messages * limits.MESSAGE_BYTES_MAX, SEARCH_BYTES_MAX // 4
+    )
     return queries * 4 * record.dim + hits_bytes
 
 

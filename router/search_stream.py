@@ -1,15 +1,13 @@
 """Many searches over one long-lived stream: bounded, each with its own deadline, each with its own answer or error.
 
-Answers come in the order in which they are done. At most STREAM_INFLIGHT_MAX searches of a stream are under way or waiting to be
-written; beyond that nothing is read, and gRPC's flow control holds the client back. A request that fails is answered with its
-error, and the stream goes on: even one that cannot be decoded, as far as its id can be told.
+Answers come in the order in which they are done (`vectorfleet.streaming`). A request that fails is answered with its error,
+and the stream goes on: even one that cannot be decoded, as far as its id can be told.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from typing import Final, TypeAlias
@@ -17,12 +15,11 @@ from typing import Final, TypeAlias
 from google.protobuf.message import DecodeError
 
 from router.deadline import Deadline
-from vectorfleet import errors, limits, malformed
+from vectorfleet import errors, limits, malformed, serving, streaming
 from vectorfleet.v1 import search_service_pb2
 
 _REQUEST: Final = search_service_pb2.SearchStreamRequest.REQUEST_FIELD_NUMBER
 _REQUEST_ID: Final = search_service_pb2.SearchStreamRequest.REQUEST_ID_FIELD_NUMBER
-_log = logging.getLogger(__name__)
 
 Answer: TypeAlias = Callable[[search_service_pb2.SearchRequest, Deadline], Awaitable[search_service_pb2.SearchResponse]]
 
@@ -48,7 +45,7 @@ def decode(raw: bytes) -> search_service_pb2.SearchStreamRequest | Undecodable:
         return Undecodable(malformed.first_number(raw, _REQUEST_ID), error)
 
 
-async def answer_stream(
+def answer_stream(
     requests: AsyncIterator[search_service_pb2.SearchStreamRequest | Undecodable],
     answer: Answer,
     whole: Deadline | None,
@@ -65,12 +62,11 @@ async def answer_stream(
     Raises:
         Unavailable: SHUTTING_DOWN, after the last answer.
     """
-    room = asyncio.Semaphore(limits.STREAM_INFLIGHT_MAX)
-    finished: asyncio.Queue[search_service_pb2.SearchStreamResponse | None] = asyncio.Queue()  # bounded by `room`
     open_ids: set[int] = set()
-    tasks: set[asyncio.Task[None]] = set()
 
-    async def run(request: search_service_pb2.SearchStreamRequest | Undecodable) -> None:
+    async def run(
+        request: search_service_pb2.SearchStreamRequest | Undecodable,
+    ) -> search_service_pb2.SearchStreamResponse:
         response = search_service_pb2.SearchStreamResponse(request_id=request.request_id)
         try:
             if isinstance(request, Undecodable):
@@ -81,36 +77,10 @@ async def answer_stream(
                 async with asyncio.timeout_at(deadline.at_s):
                     response.response.CopyFrom(await answer(request.request, deadline))
         except Exception as error:
-            response.error = errors.to_status(_as_vectorfleet_error(error)).SerializeToString()
-        finished.put_nowait(response)
+            response.error = errors.to_status(serving.as_vectorfleet_error(error, "SearchStream")).SerializeToString()
+        return response
 
-    async def read() -> None:
-        try:
-            while True:
-                await room.acquire()
-                task = asyncio.create_task(run(await anext(requests)))
-                tasks.add(task)
-                task.add_done_callback(tasks.discard)
-        except StopAsyncIteration:
-            pass
-        finally:
-            await asyncio.gather(*tasks)
-            finished.put_nowait(None)
-
-    reader = asyncio.create_task(read())
-    stop = asyncio.create_task(stopping.wait())
-    stop.add_done_callback(lambda _: reader.cancel())
-    try:
-        while (response := await finished.get()) is not None:
-            yield response
-            room.release()
-        if stopping.is_set():
-            raise errors.Unavailable("the router is stopping", reason="SHUTTING_DOWN")
-        await reader  # raises where reading failed
-    finally:
-        for task in (stop, reader, *tasks):
-            task.cancel()
-        await asyncio.gather(stop, reader, *tasks, return_exceptions=True)
+    return streaming.answer_all(requests, run, at_once=limits.STREAM_INFLIGHT_MAX, stopping=stopping)
 
 
 @contextlib.contextmanager
@@ -125,12 +95,3 @@ def _claimed(open_ids: set[int], request_id: int) -> Iterator[None]:
         yield
     finally:
         open_ids.discard(request_id)
-
-
-def _as_vectorfleet_error(error: Exception) -> errors.VectorfleetError:
-    if isinstance(error, errors.VectorfleetError):
-        return error
-    if isinstance(error, TimeoutError):
-        return errors.DeadlineExceeded("the deadline passed")
-    _log.error("a search of a stream failed", exc_info=error)
-    return errors.InternalError(f"{type(error).__name__}; the router's log says more")

@@ -24,6 +24,8 @@ from vectorfleet.v1 import point_service_pb2, search_service_pb2, types_pb2
 Matrix: TypeAlias = NDArray[np.float32]
 """Vectors, float32[rows, dim], C-contiguous."""
 
+HIT_BYTES: Final = 64
+PAYLOAD_BYTES: Final = 256
 _SQUARED_LENGTH_MAX: Final = limits.VECTOR_LENGTH_MAX**2
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*", re.ASCII)
@@ -66,6 +68,10 @@ class SearchOptions:
     with_vector: bool = False
     wanted: bytes = b""
     """A `Filter`; empty: none. Bytes, so that options can be compared."""
+
+    def hit_bytes(self, dim: int) -> int:
+        """What one hit is taken to be, as far as it can be told beforehand; the limits of messages bound what it is."""
+        return HIT_BYTES + self.with_payload * PAYLOAD_BYTES + self.with_vector * 4 * dim
 
 
 @dataclass(frozen=True, slots=True)

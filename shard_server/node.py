@@ -101,6 +101,7 @@ class Node:
         self._coordinator = coordinator
         self._settings = settings
         self._node_id = data.node_id
+        self._stopping = asyncio.Event()
         search = WorkPool("search", threads=settings.search_threads or cores(), waiting_max=SEARCHES_WAITING_MAX)
         reads = WorkPool("read", threads=2, waiting_max=READS_WAITING_MAX)
         control = WorkPool("control", threads=2, waiting_max=READS_WAITING_MAX)
@@ -136,7 +137,8 @@ class Node:
         self._training = Training(store, self._peers, reads, training, _train)
         searcher = Searcher(self._host, search, ByteBudget("queries that wait", SEARCH_BYTES_MAX))
         self._servicer = ShardServicer(
-            self._host, searcher, self._training, self._archive, store, ServicePools(reads, control), data.path
+            *(self._host, searcher, self._training, self._archive, store, ServicePools(reads, control), data.path),
+            self._stopping,
         )
         members = [MembersOnly(settings.trust_domain, PEERS)] if self._transport.identifies else []
         self._server = serving.new_server(members)
@@ -171,6 +173,7 @@ class Node:
                 await stopping.wait()
                 _log.info("node %s stops", self._node_id)
                 self._health.stop()
+                self._stopping.set()
                 await self._server.stop(DRAIN_S)
                 for task in for_ever:
                     task.cancel()

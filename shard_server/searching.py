@@ -75,12 +75,13 @@ class Searcher:
         self._pool = pool
         self._budget = budget
 
-    async def search(self, request: pb.SearchRequest, timeout_s: float) -> pb.SearchResponse:
+    async def search(self, request: pb.SearchRequest, timeout_s: float, response: pb.SearchResponse) -> None:
         """Searches all targets.
 
         Args:
             request: k and the vectors' number are checked here, since they size our memory; their values are the router's.
             timeout_s: when it is over, targets that are not done answer with DEADLINE_EXCEEDED.
+            response: takes the answer; untouched where it fails. Given, since a message that is put into another is copied.
 
         Raises:
             InvalidRequest: the request contradicts itself.
@@ -97,10 +98,8 @@ class Searcher:
             self._budget.give(size_bytes)
         if sum(one.size_bytes for one in hits) > limits.CALL_BYTES_MAX:
             raise _too_large()
-        response = pb.SearchResponse()
         for target, one in zip(request.targets, hits, strict=True):
             response.results.add(shard=target.shard, **one.fields)
-        return response
 
     async def _target(self, request: pb.SearchRequest, target: pb.ShardTarget, deadline: float) -> PackedHits:
         try:

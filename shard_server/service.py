@@ -17,7 +17,7 @@ from typing import Any, Final
 
 import grpc
 
-from shard_server import checking, describing, reading
+from shard_server import checking, describing, reading, search_stream
 from shard_server.backup.archive import Archive
 from shard_server.codebook_store import CodebookStore
 from shard_server.data_dir import checked_uid
@@ -67,9 +67,11 @@ class ShardServicer(pb_grpc.ShardServiceServicer):
         store: CodebookStore,
         pools: ServicePools,
         data: Path,
+        stopping: asyncio.Event,
     ) -> None:
-        """Takes what answers; `address` is set once it is known."""
+        """Takes what answers; `address` is set once it is known, and `stopping` when long streams shall end."""
         self.address = ""
+        self._stopping = stopping
         self._host = host
         self._searcher = searcher
         self._training = training
@@ -94,7 +96,16 @@ class ShardServicer(pb_grpc.ShardServiceServicer):
 
     async def Search(self, request: pb.SearchRequest, context: Context) -> pb.SearchResponse:
         """Answers a batch of queries on several shards."""
-        return await self._searcher.search(request, remaining_s(context, limits.SEARCH_TIMEOUT_DEFAULT_S))
+        response = pb.SearchResponse()
+        await self._searcher.search(request, remaining_s(context, limits.SEARCH_TIMEOUT_DEFAULT_S), response)
+        return response
+
+    async def SearchStream(
+        self, requests: AsyncIterator[pb.SearchStreamRequest], context: Context
+    ) -> AsyncIterator[pb.SearchStreamResponse]:
+        """Answers a router's searches over one stream."""
+        async for response in search_stream.answer_stream(requests, self._searcher.search, self._stopping):
+            yield response
 
     async def Fetch(self, request: pb.FetchRequest, context: Context) -> pb.FetchResponse:
         """Returns points by id."""

@@ -223,7 +223,7 @@ async def abort(context: grpc.aio.ServicerContext[Any, Any], error: errors.Vecto
 
 
 def as_vectorfleet_error(error: Exception, method: str) -> errors.VectorfleetError:
-    """What a caller is told of an exception that a method raised."""
+    """What a caller of `method` is told of an exception; a defect is logged, and only named to the caller."""
     if isinstance(error, errors.VectorfleetError):
         return error
     if isinstance(error, grpc.RpcError):

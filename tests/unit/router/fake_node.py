@@ -13,6 +13,7 @@ import grpc
 import numpy as np
 
 from router.server import Router, RouterSettings
+from shard_server import search_stream
 from vectorfleet import errors, serving
 from vectorfleet.cluster.shard_map import NodeInfo
 from vectorfleet.cluster.static import StaticCluster, StaticCoordinator
@@ -82,6 +83,15 @@ class FakeNode(pb_grpc.ShardServiceServicer):
         if request.query_count > self.queries_max:
             raise errors.ResourceExhausted("too much", reason="RESPONSE_TOO_LARGE")
         return pb.SearchResponse(results=[self._search(request, target.shard) for target in request.targets])
+
+    async def SearchStream(  # noqa: N802
+        self, requests: AsyncIterator[pb.SearchStreamRequest], context: Any
+    ) -> AsyncIterator[pb.SearchStreamResponse]:
+        async def search(request: pb.SearchRequest, timeout_s: float, response: pb.SearchResponse) -> None:
+            response.CopyFrom(await self.Search(request, context))
+
+        async for response in search_stream.answer_stream(requests, search, asyncio.Event()):
+            yield response
 
     async def Fetch(self, request: pb.FetchRequest, context: Any) -> pb.FetchResponse:  # noqa: N802
         await self._enter(request.shard)

@@ -42,6 +42,10 @@ class ShardServiceStub:
     """Logs and applies one mutation on one shard; answers when it is on disk and searchable."""
     Search: _grpc.UnaryUnaryMultiCallable[_shard_service_pb2.SearchRequest, _shard_service_pb2.SearchResponse]
     """Answers a batch of queries on several of this node's shards. A shard that cannot answer says so in its own result."""
+    SearchStream: _grpc.StreamStreamMultiCallable[_shard_service_pb2.SearchStreamRequest, _shard_service_pb2.SearchStreamResponse]
+    """The same over one long-lived stream, on which small searches cost half of what calls of their own would: many at once, each
+    with its own deadline, each with its own answer or error, in the order in which they are done.
+    """
     Fetch: _grpc.UnaryUnaryMultiCallable[_shard_service_pb2.FetchRequest, _shard_service_pb2.FetchResponse]
     """Returns the points of one shard that exist, in the order asked."""
     Scan: _grpc.UnaryUnaryMultiCallable[_shard_service_pb2.ScanRequest, _shard_service_pb2.ScanResponse]
@@ -75,6 +79,10 @@ class ShardServiceAsyncStub(ShardServiceStub):
     """Logs and applies one mutation on one shard; answers when it is on disk and searchable."""
     Search: _aio.UnaryUnaryMultiCallable[_shard_service_pb2.SearchRequest, _shard_service_pb2.SearchResponse]  # type: ignore[assignment]
     """Answers a batch of queries on several of this node's shards. A shard that cannot answer says so in its own result."""
+    SearchStream: _aio.StreamStreamMultiCallable[_shard_service_pb2.SearchStreamRequest, _shard_service_pb2.SearchStreamResponse]  # type: ignore[assignment]
+    """The same over one long-lived stream, on which small searches cost half of what calls of their own would: many at once, each
+    with its own deadline, each with its own answer or error, in the order in which they are done.
+    """
     Fetch: _aio.UnaryUnaryMultiCallable[_shard_service_pb2.FetchRequest, _shard_service_pb2.FetchResponse]  # type: ignore[assignment]
     """Returns the points of one shard that exist, in the order asked."""
     Scan: _aio.UnaryUnaryMultiCallable[_shard_service_pb2.ScanRequest, _shard_service_pb2.ScanResponse]  # type: ignore[assignment]
@@ -117,6 +125,16 @@ class ShardServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_shard_service_pb2.SearchResponse, _abc.Awaitable[_shard_service_pb2.SearchResponse]]:
         """Answers a batch of queries on several of this node's shards. A shard that cannot answer says so in its own result."""
+
+    @_abc_1.abstractmethod
+    def SearchStream(
+        self,
+        request_iterator: _MaybeAsyncIterator[_shard_service_pb2.SearchStreamRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_shard_service_pb2.SearchStreamResponse], _abc.AsyncIterator[_shard_service_pb2.SearchStreamResponse]]:
+        """The same over one long-lived stream, on which small searches cost half of what calls of their own would: many at once, each
+        with its own deadline, each with its own answer or error, in the order in which they are done.
+        """
 
     @_abc_1.abstractmethod
     def Fetch(

@@ -1,0 +1,132 @@
+"""Searches that share one stream to a node: each gets its own answer, and learns of it when the stream breaks."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import grpc
+import pytest
+
+from router.node_stream import NodeStream
+from shard_server import search_stream
+from tests.unit.shard_server.fake_replica import until
+from vectorfleet import errors, serving
+from vectorfleet.internal.v1 import shard_service_pb2 as pb
+from vectorfleet.internal.v1 import shard_service_pb2_grpc as pb_grpc
+
+PATIENCE_S = 20.0
+
+
+class Node(pb_grpc.ShardServiceServicer):
+    """Answers the search for k hits with shard k, once the gate of that k is open."""
+
+    def __init__(self) -> None:
+        self.gates: dict[int, asyncio.Event] = {}
+        self.asked: list[int] = []
+        self.cancelled: list[int] = []
+        self.streams = 0
+        self.stopping = asyncio.Event()
+
+    async def SearchStream(  # noqa: N802
+        self, requests: AsyncIterator[pb.SearchStreamRequest], context: Any
+    ) -> AsyncIterator[pb.SearchStreamResponse]:
+        self.streams += 1
+        async for response in search_stream.answer_stream(requests, self._search, self.stopping):
+            yield response
+
+    async def _search(self, request: pb.SearchRequest, timeout_s: float, response: pb.SearchResponse) -> None:
+        self.asked.append(request.k)
+        try:
+            if request.k in self.gates:
+                await self.gates[request.k].wait()
+        except asyncio.CancelledError:
+            self.cancelled.append(request.k)
+            raise
+        if request.k == 7:
+            raise errors.ResourceExhausted("seven is too many", reason="RESPONSE_TOO_LARGE")
+        response.results.add(shard=request.k)
+
+
+@asynccontextmanager
+async def node() -> AsyncIterator[tuple[Node, NodeStream, grpc.aio.Server]]:
+    """A node behind a real port, and the way to it."""
+    served = Node()
+    server = serving.new_server()
+    pb_grpc.add_ShardServiceServicer_to_server(served, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    try:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            yield served, NodeStream(pb_grpc.ShardServiceStub(channel)), server
+    finally:
+        await server.stop(0)
+
+
+async def ask(stream: NodeStream, k: int) -> int:
+    message = pb.SearchStreamRequest()
+    message.request.k = k
+    async with asyncio.timeout(PATIENCE_S):
+        answer = await stream.search(message, PATIENCE_S)
+    return answer.results[0].shard
+
+
+async def test_each_search_gets_its_own_answer_in_whatever_order_they_are_done() -> None:
+    async with node() as (served, stream, _):
+        served.gates[1] = asyncio.Event()
+        slow = asyncio.create_task(ask(stream, 1))
+        assert await asyncio.gather(*(ask(stream, k) for k in (2, 3, 4))) == [2, 3, 4]
+        assert not slow.done()
+        served.gates[1].set()
+        assert await slow == 1
+        assert served.streams == 1
+
+
+async def test_an_error_is_that_of_its_search_alone() -> None:
+    async with node() as (served, stream, _):
+        outcomes = await asyncio.gather(ask(stream, 7), ask(stream, 2), return_exceptions=True)
+        assert isinstance(outcomes[0], errors.ResourceExhausted)
+        assert outcomes[0].reason == "RESPONSE_TOO_LARGE"
+        assert outcomes[1] == 2
+        assert served.streams == 1
+
+
+async def test_a_search_whose_caller_has_gone_ends_on_the_node_and_the_stream_goes_on() -> None:
+    async with node() as (served, stream, _):
+        served.gates[1] = asyncio.Event()
+        left = asyncio.create_task(ask(stream, 1))
+        await until(lambda: served.asked == [1], "the node was asked")
+        left.cancel()
+        await until(lambda: served.cancelled == [1], "the search ended")
+        assert await ask(stream, 2) == 2
+        assert served.streams == 1
+
+
+async def test_what_waits_fails_when_the_stream_ends_and_the_next_search_opens_another() -> None:
+    async with node() as (served, stream, _):
+        served.gates[1] = asyncio.Event()
+        waiting = asyncio.create_task(ask(stream, 1))
+        await until(lambda: served.asked == [1], "the node was asked")
+        stream.end()
+        with pytest.raises(errors.Unavailable) as caught:
+            await waiting
+        assert caught.value.reason == "UNREACHABLE"
+        assert await ask(stream, 2) == 2
+        assert served.streams == 2
+
+
+async def test_a_node_that_stops_answers_what_it_was_asked_and_ends_the_stream() -> None:
+    async with node() as (served, stream, server):
+        served.gates[1] = asyncio.Event()
+        waiting = asyncio.create_task(ask(stream, 1))
+        await until(lambda: served.asked == [1], "the node was asked")
+        served.stopping.set()
+        stopping = asyncio.create_task(server.stop(PATIENCE_S))
+        served.gates[1].set()
+        assert await waiting == 1
+        async with asyncio.timeout(PATIENCE_S / 2):
+            await stopping
+        with pytest.raises(errors.Unavailable):
+            await ask(stream, 2)
