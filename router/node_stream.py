@@ -51,6 +51,11 @@ class NodeStream:
         message.timeout_ms = min(TIMEOUT_MS_MAX, max(1, int(timeout_s * 1000)))
         return await self._open.ask(number, message)
 
+    def retire(self) -> None:
+        """Lets the stream end by itself, once what waits is answered: nothing more is asked here."""
+        if self._open is not None:
+            self._open.retire()
+
     def end(self) -> None:
         """Ends the stream: all that wait fail, and the next search opens another."""
         if self._open is not None:
@@ -62,13 +67,16 @@ class _OpenStream:
         self._call = call
         self._waiting: dict[int, asyncio.Future[shard_service_pb2.SearchResponse]] = {}
         # Bounded by what its callers admit: each of them waits for its answer.
-        self._outgoing: asyncio.Queue[shard_service_pb2.SearchStreamRequest] = asyncio.Queue()
+        self._outgoing: asyncio.Queue[shard_service_pb2.SearchStreamRequest | None] = asyncio.Queue()
         self._writer = asyncio.create_task(self._write())
         self._reader = asyncio.create_task(self._read())
 
     @property
     def ended(self) -> bool:
         return bool(self._call.done())
+
+    def retire(self) -> None:
+        self._outgoing.put_nowait(None)
 
     def end(self) -> None:
         self._call.cancel()
@@ -88,8 +96,9 @@ class _OpenStream:
     async def _write(self) -> None:
         # In a task of its own: who is cancelled while gRPC writes takes the whole stream along.
         with contextlib.suppress(grpc.RpcError, asyncio.InvalidStateError):
-            while True:
-                await self._call.write(await self._outgoing.get())
+            while (message := await self._outgoing.get()) is not None:
+                await self._call.write(message)
+            await self._call.done_writing()
 
     async def _read(self) -> None:
         error: errors.VectorfleetError = errors.Unavailable("the node ended the stream", reason="UNREACHABLE")

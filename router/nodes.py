@@ -131,7 +131,9 @@ class NodePool:
             node = self._nodes[address] = Node(address, *self._dial(address), generation)
         elif node.generation != generation:
             # Calls under way keep the old channel until they end; nothing else does.
+            node.stream.retire()
             node.channel, node.stub = self._dial(address)
+            node.stream = NodeStream(node.stub)
             node.generation = generation
         return node
 

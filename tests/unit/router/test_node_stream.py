@@ -130,3 +130,16 @@ async def test_a_node_that_stops_answers_what_it_was_asked_and_ends_the_stream()
             await stopping
         with pytest.raises(errors.Unavailable):
             await ask(stream, 2)
+
+
+async def test_a_retired_stream_answers_what_waits_and_then_ends() -> None:
+    async with node() as (served, stream, server):
+        served.gates[1] = asyncio.Event()
+        waiting = asyncio.create_task(ask(stream, 1))
+        await until(lambda: served.asked == [1], "the node was asked")
+        stream.retire()
+        stopping = asyncio.create_task(server.stop(PATIENCE_S))
+        served.gates[1].set()
+        assert await waiting == 1
+        async with asyncio.timeout(PATIENCE_S / 2):
+            await stopping
