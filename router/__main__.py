@@ -22,13 +22,13 @@ import asyncio
 import faulthandler
 import logging
 import signal
-import time
 
 from router.access.arguments import access_settings_of
 from router.arguments import parse
 from router.server import Router, RouterSettings
 from vectorfleet import handshakes
 from vectorfleet.cluster.etcd_arguments import coordinator_of
+from vectorfleet.refusals import Refusals
 from vectorfleet.tls_arguments import transport_of
 
 _log = logging.getLogger("router")
@@ -37,8 +37,9 @@ _log = logging.getLogger("router")
 def main() -> int:
     """Runs the process; returns its exit status."""
     arguments = parse(sys.argv[1:])
+    refusals = Refusals()
     if arguments.tls_cert:
-        handshakes.watch(_handshake_failed, time.monotonic)
+        handshakes.watch(refusals.handshake)
     faulthandler.enable()
     logging.basicConfig(
         stream=sys.stderr,
@@ -46,10 +47,14 @@ def main() -> int:
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
     )
     try:
+        if arguments.tls_cert:
+            refusals.open(arguments.audit_log)
         asyncio.run(_serve(arguments))
     except (OSError, ValueError) as error:
         _log.error("%s", error)
         return 1
+    finally:
+        refusals.close()
     return 0
 
 
@@ -69,10 +74,6 @@ async def _serve(arguments: argparse.Namespace) -> None:
         access=access_settings_of(arguments),
     )
     await Router(coordinator_of(arguments), settings, transport_of(arguments)).run(stopping, _announce)
-
-
-def _handshake_failed(why: str, count: int) -> None:
-    _log.warning("TLS handshake failed: %s%s", why, "" if count == 1 else f" ({count} times)")
 
 
 def _announce(address: str) -> None:

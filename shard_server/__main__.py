@@ -22,7 +22,6 @@ import asyncio
 import faulthandler
 import logging
 import signal
-import time
 from dataclasses import replace
 
 from shard_server.allocator import give_memory_back
@@ -32,6 +31,7 @@ from shard_server.engine.upkeep import EngineSettings
 from shard_server.node import Node, NodeSettings
 from vectorfleet import handshakes
 from vectorfleet.cluster.etcd_arguments import coordinator_of
+from vectorfleet.refusals import Refusals
 from vectorfleet.tls_arguments import transport_of
 
 _log = logging.getLogger("shard_server")
@@ -40,8 +40,9 @@ _log = logging.getLogger("shard_server")
 def main() -> int:
     """Runs the process; returns its exit status."""
     arguments = parse(sys.argv[1:])
+    refusals = Refusals()
     if arguments.tls_cert:
-        handshakes.watch(_handshake_failed, time.monotonic)
+        handshakes.watch(refusals.handshake)
     faulthandler.enable()
     give_memory_back()
     logging.basicConfig(
@@ -50,11 +51,14 @@ def main() -> int:
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
     )
     try:
+        refusals.open(arguments.audit_log)
         data = DataDir(arguments.data, arguments.node_id)
-        closed = asyncio.run(_serve(arguments, data))
+        closed = asyncio.run(_serve(arguments, data, refusals))
     except (DataDirError, OSError, ValueError) as error:
         _log.error("%s", error)
         return 1
+    finally:
+        refusals.close()
     data.close()
     if not closed:
         # A thread is deep in the engine; waiting for it at exit could take minutes. All that was acknowledged is on disk.
@@ -64,17 +68,13 @@ def main() -> int:
     return 0
 
 
-async def _serve(arguments: argparse.Namespace, data: DataDir) -> bool:
+async def _serve(arguments: argparse.Namespace, data: DataDir, refusals: Refusals) -> bool:
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
-    node = Node(data, coordinator_of(arguments), _settings(arguments), transport_of(arguments))
+    node = Node(data, coordinator_of(arguments), _settings(arguments), transport_of(arguments), refusals)
     return await node.run(stopping, _announce)
-
-
-def _handshake_failed(why: str, count: int) -> None:
-    _log.warning("TLS handshake failed: %s%s", why, "" if count == 1 else f" ({count} times)")
 
 
 def _announce(address: str) -> None:

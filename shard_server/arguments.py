@@ -50,6 +50,12 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] = os.environ)
     add("advertise", "where routers reach this node; needed when it listens on all addresses", "HOST:PORT", fallback="")
     add("node-id", "this node's name in the cluster; kept in the folder from its first start on", "ID", fallback="")
     add("log-level", f"one of {', '.join(LOG_LEVELS)}", "LEVEL", _log_level, "info")
+    add(
+        "audit-log",
+        "a file that gets a JSON line for each caller that is turned away; '-': stdout",
+        "PATH",
+        fallback="",
+    )
     add("search-threads", "searches that run at once; 0: one for each core", "N", _count, 0)
     add("seal-points", "points that a buffer holds before it is sealed; 0: the engine's default", "N", _count, 0)
     add("seal-bytes", "bytes of vectors likewise; 0: the engine's default", "N", _count, 0)

@@ -44,6 +44,7 @@ from vectorfleet.cluster.shard_map import CollectionRecord, NodeInfo
 from vectorfleet.identity import SHARD, TRUST_DOMAIN_DEFAULT, MembersOnly
 from vectorfleet.internal.v1 import shard_service_pb2 as pb
 from vectorfleet.internal.v1.shard_service_pb2_grpc import add_ShardServiceServicer_to_server
+from vectorfleet.refusals import Refusals
 from vectorfleet.transport import Transport
 
 WRITE_BYTES_MAX: Final = 256 << 20
@@ -87,7 +88,12 @@ class Node:
     """A shard server. Made within a running event loop; `run` is called once."""
 
     def __init__(
-        self, data: DataDir, coordinator: Coordinator, settings: NodeSettings, transport: Transport | None = None
+        self,
+        data: DataDir,
+        coordinator: Coordinator,
+        settings: NodeSettings,
+        transport: Transport | None = None,
+        refusals: Refusals | None = None,
     ) -> None:
         """Puts the parts together; nothing runs yet.
 
@@ -96,6 +102,7 @@ class Node:
             coordinator: not started.
             settings: what the command line decides.
             transport: how it listens and dials; None: in the clear.
+            refusals: is told who was turned away; None: the log alone.
         """
         self._transport = transport or Transport()
         self._coordinator = coordinator
@@ -140,7 +147,8 @@ class Node:
             *(self._host, searcher, self._training, self._archive, store, ServicePools(reads, control), data.path),
             self._stopping,
         )
-        members = [MembersOnly(settings.trust_domain, PEERS)] if self._transport.identifies else []
+        told = (refusals or Refusals()).caller
+        members = [MembersOnly(settings.trust_domain, PEERS, told)] if self._transport.identifies else []
         self._server = serving.new_server(members)
         self._health = serving.LiveReadyHealth()
         self._probes = serving.HealthPort(self._health, settings.host, settings.health_port)

@@ -19,8 +19,6 @@ import threading
 from collections.abc import Callable
 from typing import Final
 
-LINES_PER_S_MAX: Final = 20
-"""Strangers decide how often this happens: beyond it failures are counted and told of together."""
 _CORE: Final = re.compile(rb"^[IWEF]\d{4} \d\d:\d\d:\d\d\.\d+\s+\d+ \S+:\d+\] ")
 _FAILED: Final = re.compile(
     rb"Handshake failed with error \w+: error:\w+:[^:]*:[^:]*:(?P<name>\w+)(?:: (?P<detail>.*))?"
@@ -46,36 +44,8 @@ def failure(line: bytes) -> str | None:
     return meaning or f"{name}: {detail}".rstrip(": ")
 
 
-class Rate:
-    """Lets through so many events a second and counts the others."""
-
-    def __init__(self, per_s: int) -> None:
-        self._per_s = per_s
-        self._second = -1
-        self._passed = 0
-        self._held: dict[str, int] = {}
-
-    def take(self, event: str, now_s: float) -> list[tuple[str, int]]:
-        """Returns what is to be told now: (event, how many of it)."""
-        told: list[tuple[str, int]] = []
-        if int(now_s) != self._second:
-            told, self._held = list(self._held.items()), {}
-            self._second, self._passed = int(now_s), 0
-        self._passed += 1
-        if self._passed <= self._per_s:
-            told.append((event, 1))
-        else:
-            self._held[event] = self._held.get(event, 0) + 1
-        return told
-
-
-def watch(failed: Callable[[str, int], None], clock: Callable[[], float]) -> None:
-    """Begins to watch stderr; for the life of the process, once.
-
-    Args:
-        failed: is told, on a thread of its own, why handshakes failed, and how many did.
-        clock: the monotonic time.
-    """
+def watch(failed: Callable[[str], None]) -> None:
+    """Begins to watch stderr, for the life of the process; `failed` is told why a handshake failed, on a thread of its own."""
     stderr = os.dup(sys.stderr.fileno())
     sys.stderr = os.fdopen(stderr, "w", buffering=1, encoding=sys.stderr.encoding, errors="backslashreplace")
     if faulthandler.is_enabled():
@@ -83,15 +53,13 @@ def watch(failed: Callable[[str, int], None], clock: Callable[[], float]) -> Non
     reading, writing = os.pipe()
     os.dup2(writing, 2)
     os.close(writing)
-    rate = Rate(LINES_PER_S_MAX)
 
     def follow() -> None:
         with os.fdopen(reading, "rb") as lines:
             for line in lines:
                 why = failure(line)
                 if why is not None:
-                    for told, count in rate.take(why, clock()):
-                        failed(told, count)
+                    failed(why)
                 elif not _CORE.match(line) or line[:1] in b"EF":
                     os.write(stderr, line)
 

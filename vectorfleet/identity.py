@@ -2,12 +2,11 @@
 
 Roles of the cluster's own processes are `router` and `shard`; a client's is `client`. That the certificate is genuine has been
 checked before by TLS; here it is only read, and `MembersOnly` keeps everybody else away from a shard server.
-docs/decisions/0012-transport-security.md says why a URI and not a host's name.
+docs/decisions/0013-transport-security.md says why a URI and not a host's name.
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -23,8 +22,6 @@ TRUST_DOMAIN_DEFAULT: Final = "vectorfleet"
 OPEN_SERVICE: Final = "/grpc.health.v1.Health/"
 """Any certificate of the CA may ask how we are."""
 _SCHEME: Final = "spiffe://"
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,12 +53,7 @@ def parse(uri: str) -> Identity | None:
 
 
 Refused = Callable[[str, str, str], None]
-"""Is told of a refusal: method, who it was, address."""
-
-
-def log_refusal(method: str, who: str, peer: str) -> None:
-    """Writes a refusal to the log."""
-    _log.warning("refused: %s called %s from %s", who, method, peer)
+"""Is told of a refusal: method, who called ("": nobody known), address."""
 
 
 class MembersOnly(grpc.aio.ServerInterceptor):
@@ -73,7 +65,7 @@ class MembersOnly(grpc.aio.ServerInterceptor):
         refused: is told of each refusal.
     """
 
-    def __init__(self, trust_domain: str, also: Mapping[str, frozenset[str]], refused: Refused = log_refusal) -> None:
+    def __init__(self, trust_domain: str, also: Mapping[str, frozenset[str]], refused: Refused) -> None:
         self._trust_domain = trust_domain
         self._also = also
         self._refused = refused
@@ -105,7 +97,7 @@ class MembersOnly(grpc.aio.ServerInterceptor):
             identity = identity_of(context.auth_context())
             if identity is not None and identity.trust_domain == self._trust_domain and identity.role in allowed:
                 return
-            self._refused(method, "nobody known" if identity is None else str(identity), context.peer())
+            self._refused(method, "" if identity is None else str(identity), context.peer())
             told = "only this cluster's own processes may call a shard server: ask a router"
             raise PermissionDenied(told, reason="NOT_A_MEMBER")
 

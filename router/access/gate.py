@@ -28,13 +28,13 @@ import grpc
 from google.protobuf.message import Message
 from google.rpc import status_pb2
 
-from router.access.audit import AuditLog
 from router.access.authenticator import Authenticator, credential_of
 from router.access.principal import ANYBODY, Principal, caller
 from router.access.rates import Rates
 from router.access.rules import RULES, Needs, Rule
 from router.access.scopes import Action
 from vectorfleet import errors, serving
+from vectorfleet.audit import AuditLog
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"

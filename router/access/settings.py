@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from router.access.admin_key import AdminKey
-from router.access.audit import AuditLog
 from router.access.authenticator import Authenticator
 from router.access.gate import Gate
 from router.access.jwks import Jwks
 from router.access.jwt_tokens import JwtRules
 from router.access.rates import Rates
+from vectorfleet.audit import AuditLog
 from vectorfleet.cluster.coordinator import Coordinator
 from vectorfleet.cluster.key_record import NO_LIMITS, Limits
 

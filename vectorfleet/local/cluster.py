@@ -84,7 +84,7 @@ class LocalCluster:
         self._router_ports = [port + number if port else 0 for number in range(routers)]
         self._shard_args = tuple(shard_args)
         self._router_args = tuple(router_args)
-        self._secure = LocalSecurity(self.data / "tls") if secure else None
+        self._secure = LocalSecurity(self.data / "tls", self.data / "logs" / "audit.jsonl") if secure else None
         self._log = log
         self._lock = DataLock(self.data)
         self._etcd_ports: tuple[int, int] | None = None

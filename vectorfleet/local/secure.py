@@ -28,10 +28,16 @@ _DONE_BEFORE: Final = ("already exists", "already granted", "authentication is a
 
 
 class LocalSecurity:
-    """The certificates of a cluster in a folder, and what each process is told of them."""
+    """The certificates of a cluster in a folder, and what each process is told of them.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        folder: of all that is secret.
+        audit_log: which all routers and shard servers share.
+    """
+
+    def __init__(self, folder: Path, audit_log: Path) -> None:
         self.folder: Final = folder
+        self.audit_log: Final = audit_log
 
     @property
     def client(self) -> Security:
@@ -82,7 +88,8 @@ class LocalSecurity:
         ca, certificate, key = self._file("ca.crt"), self._file(f"{role}.crt"), self._file(f"{role}.key")
         ours = ["--tls-ca", ca, "--tls-cert", certificate, "--tls-key", key]
         etcd = ["--etcd-ca", ca, "--etcd-cert", certificate, "--etcd-key", key]
-        return [*ours, *etcd, "--etcd-user", ETCD_USER, "--etcd-password-file", self._file("etcd.password")]
+        user = ["--etcd-user", ETCD_USER, "--etcd-password-file", self._file("etcd.password")]
+        return [*ours, *etcd, *user, "--audit-log", str(self.audit_log)]
 
     def etcd_connection(self, address: str, timeout_s: float) -> http.client.HTTPSConnection:
         """A connection to etcd's gateway that shows a certificate."""

@@ -51,7 +51,7 @@ async def test_each_kind_of_credential_opens_the_door(tmp_path: Path, rng: np.ra
         ([("authorization", f"Bearer vfk_{'0' * 16}_{'0' * 64}")], "CREDENTIAL_INVALID"),
         ([("authorization", "Bearer " + "x" * 6000)], "CREDENTIAL_INVALID"),
         ([("authorization", f"Bearer {token(exp=int(time.time()) - 100)}")], "CREDENTIAL_EXPIRED"),
-        ([("authorization", f"Bearer {token(nbf=int(time.time()) + 100)}")], "CREDENTIAL_INVALID"),
+        ([("authorization", f"Bearer {token(nbf=int(time.time()) + 100_000)}")], "CREDENTIAL_INVALID"),
         ([("authorization", f"Bearer {token(aud='others')}")], "CREDENTIAL_INVALID"),
         ([("authorization", f"Bearer {token(rsa_key(1))}")], "CREDENTIAL_INVALID"),
         ([("authorization", f"Bearer {token(kid='unheard-of')}")], "CREDENTIAL_INVALID"),

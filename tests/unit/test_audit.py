@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from router.access import audit
-from router.access.audit import AuditLog
+from vectorfleet import audit
+from vectorfleet.audit import AuditLog
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
