@@ -12,9 +12,10 @@ import sys
 # Before torch may be imported by the first text: tokenisers' own threads would fight the model's for the cores.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-# gRPC reads it when it is imported. With TLS its core tells of handshakes that failed, and handshakes.py listens.
+# gRPC reads it when it is imported. It logs what strangers do wrong, such as each compressed message that it refuses, and they
+# must not fill our log. With TLS its core tells of handshakes that failed, and handshakes.py listens.
 os.environ.setdefault(
-    "GRPC_VERBOSITY", "INFO" if "--tls-cert" in " ".join(sys.argv) or "VECTORFLEET_TLS_CERT" in os.environ else "ERROR"
+    "GRPC_VERBOSITY", "INFO" if "--tls-cert" in " ".join(sys.argv) or "VECTORFLEET_TLS_CERT" in os.environ else "NONE"
 )
 
 import argparse
@@ -26,7 +27,7 @@ import signal
 from router.access.arguments import access_settings_of
 from router.arguments import parse
 from router.server import Router, RouterSettings
-from vectorfleet import handshakes
+from vectorfleet import handshakes, open_files
 from vectorfleet.cluster.etcd_arguments import coordinator_of
 from vectorfleet.refusals import Refusals
 from vectorfleet.tls_arguments import transport_of
@@ -41,6 +42,7 @@ def main() -> int:
     if arguments.tls_cert:
         handshakes.watch(refusals.handshake)
     faulthandler.enable()
+    open_files.raise_limit()
     logging.basicConfig(
         stream=sys.stderr,
         level=arguments.log_level.upper(),

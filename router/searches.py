@@ -2,7 +2,8 @@
 
 A caller hands in its queries and awaits its share of a batch. The batch is asked of the shards once. Each of its callers keeps
 its own deadline: one that cannot wait longer gets what came back so far, while the others of the batch wait on.
-A caller that went away is dropped before its batch leaves.
+A caller that went away is dropped before its batch leaves; one that would be answered too late is refused when it comes
+(`punctuality`).
 
 Invariant: every search that was admitted is answered, refused or cancelled; `close` leaves no task behind.
 """
@@ -25,6 +26,7 @@ from vectorfleet import errors, limits
 from vectorfleet.cluster.placement import placement_for
 from vectorfleet.cluster.shard_map import CollectionRecord
 from vectorfleet.lanes import Lanes
+from vectorfleet.punctuality import Punctuality
 from vectorfleet.v1 import types_pb2
 
 QUEUED_QUERIES_MAX: Final = 16 * limits.QUERIES_MAX
@@ -51,6 +53,7 @@ class _Waiting:
     record: CollectionRecord
     vectors: Matrix
     deadline: Deadline
+    punctuality: Punctuality
     share: asyncio.Future[Share]
 
 
@@ -63,6 +66,7 @@ class Searches:
             self._carry, in_flight_max=in_flight_max, weight_max=limits.QUERIES_MAX
         )
         self._queued = 0
+        self._punctuality: dict[LaneKey, Punctuality] = {}
 
     async def search(
         self,
@@ -82,16 +86,36 @@ class Searches:
             deadline: the caller's.
 
         Raises:
-            ResourceExhausted: OVERLOADED, the queue is full; RESPONSE_TOO_LARGE, the hits do not fit a message.
+            ResourceExhausted: OVERLOADED, the queue is full, or so long that the answer would come too late;
+                RESPONSE_TOO_LARGE, the hits do not fit a message.
             NotFound: the collection was deleted meanwhile.
         """
         if self._queued + len(vectors) > QUEUED_QUERIES_MAX:
             raise errors.ResourceExhausted(f"{self._queued} queries wait already")
         key = (record.uid, options, tuple(sorted(min_seqno.items())))
-        waiting = _Waiting(record, vectors, deadline, asyncio.get_running_loop().create_future())
+        punctuality = self._admitted(key, len(vectors), deadline)
+        waiting = _Waiting(record, vectors, deadline, punctuality, asyncio.get_running_loop().create_future())
         self._queued += len(vectors)
+        punctuality.enter(len(vectors))
         self._lanes.put(key, waiting, len(vectors))
-        return await waiting.share
+        try:
+            return await waiting.share
+        finally:
+            punctuality.leave(len(vectors))
+            if not punctuality.ahead:
+                self._punctuality.pop(key, None)
+
+    def _admitted(self, key: LaneKey, queries: int, deadline: Deadline) -> Punctuality:
+        punctuality = self._punctuality.get(key)
+        if punctuality is None:
+            punctuality = self._punctuality[key] = Punctuality()
+        left_s = deadline.remaining_s()
+        if not punctuality.admits(queries, left_s, time.monotonic()):
+            raise errors.ResourceExhausted(
+                f"{punctuality.ahead} queries are ahead, and {queries} more would come back in about "
+                f"{punctuality.expected_s(queries):.2g} s; the call has {left_s:.2g} s left"
+            )
+        return punctuality
 
     async def close(self) -> None:
         """Cancels all searches."""
@@ -119,6 +143,7 @@ class Searches:
         question = Question(batch[-1].record, vectors, options, min_seqno)
         answers = Answers(len(question.record.shards))
         answer_by_s = {waiting: waiting.deadline.answer_by_s() for waiting in batch}
+        started_s = time.monotonic()
         ask = asyncio.create_task(self._fanout.ask(question, answers, Deadline(max(answer_by_s.values()))))
         try:
             left = batch
@@ -127,6 +152,7 @@ class Searches:
                 await asyncio.wait((ask,), timeout=max(0.0, patience_s))
                 if ask.done():
                     ask.result()
+                    batch[0].punctuality.came_back(started_s, len(vectors), time.monotonic())
                     break
                 now_s = time.monotonic()
                 await self._settle(batch, question, answers, [w for w in left if answer_by_s[w] <= now_s])

@@ -34,6 +34,7 @@ _PASSED_ON: Final = frozenset(
         "DESTINATION_REFUSED",
         "DESTINATION_UNAVAILABLE",
         "DISK_FULL",
+        "MEMORY_FULL",
         "OVERLOADED",
         "RESPONSE_TOO_LARGE",
         "STALE_SHARD_MAP",

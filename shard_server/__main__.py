@@ -12,9 +12,10 @@ import sys
 # Before numpy and FAISS are imported: OpenMP reads it once, and its threads would fight the search threads for the cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# gRPC reads it when it is imported. With TLS its core tells of handshakes that failed, and handshakes.py listens.
+# gRPC reads it when it is imported. It logs what strangers do wrong, such as each compressed message that it refuses, and they
+# must not fill our log. With TLS its core tells of handshakes that failed, and handshakes.py listens.
 os.environ.setdefault(
-    "GRPC_VERBOSITY", "INFO" if "--tls-cert" in " ".join(sys.argv) or "VECTORFLEET_TLS_CERT" in os.environ else "ERROR"
+    "GRPC_VERBOSITY", "INFO" if "--tls-cert" in " ".join(sys.argv) or "VECTORFLEET_TLS_CERT" in os.environ else "NONE"
 )
 
 import argparse
@@ -29,7 +30,7 @@ from shard_server.arguments import parse
 from shard_server.data_dir import DataDir, DataDirError
 from shard_server.engine.upkeep import EngineSettings
 from shard_server.node import Node, NodeSettings
-from vectorfleet import handshakes
+from vectorfleet import handshakes, open_files
 from vectorfleet.cluster.etcd_arguments import coordinator_of
 from vectorfleet.refusals import Refusals
 from vectorfleet.tls_arguments import transport_of
@@ -44,6 +45,7 @@ def main() -> int:
     if arguments.tls_cert:
         handshakes.watch(refusals.handshake)
     faulthandler.enable()
+    open_files.raise_limit()
     give_memory_back()
     logging.basicConfig(
         stream=sys.stderr,

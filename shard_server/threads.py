@@ -2,7 +2,8 @@
 
 Calls wait on the loop's side, so that one whose caller has gone or whose time is up leaves at once and never starts.
 Only as many as there are threads are handed over ahead: a thread that finishes then finds its next work without waiting
-for a busy event loop. Invariant: at most `waiting_max` calls wait; the next is refused with OVERLOADED.
+for a busy event loop. Invariant: at most `waiting_max` calls wait; the next is refused with OVERLOADED, and so is one that
+would begin too late for its deadline (`punctuality`).
 
 OpenMP counts threads per *calling* thread; the environment (OMP_NUM_THREADS=1, set before numpy and FAISS are imported)
 is what holds it at one in all of these.
@@ -20,6 +21,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, ParamSpec, TypeVar
 
 from vectorfleet.errors import DeadlineExceeded, ResourceExhausted
+from vectorfleet.punctuality import Punctuality
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -43,6 +45,7 @@ class WorkPool:
         self._waiting = 0
         self._waiting_max = waiting_max
         self._submitted: set[Future[Any]] = set()
+        self._punctuality = Punctuality()
 
     @property
     def idle(self) -> bool:
@@ -62,20 +65,27 @@ class WorkPool:
                 time itself.
 
         Raises:
-            ResourceExhausted: too many calls wait.
+            ResourceExhausted: too many calls wait, or so many that this one would be late.
             DeadlineExceeded: it could not start in time.
         """
-        await self._take_slot(deadline)
-        loop = asyncio.get_running_loop()
+        self._punctuality.enter(1)
         try:
-            future = self._executor.submit(_call_in_time, deadline, lambda: work(*args, **kwargs))
-        except BaseException:
-            self._slots.release()
-            raise
-        self._submitted.add(future)
-        future.add_done_callback(self._submitted.discard)
-        future.add_done_callback(lambda _: _tell(loop, self._slots.release))
-        return await asyncio.wrap_future(future)
+            await self._take_slot(deadline)
+            started_s = time.monotonic()
+            loop = asyncio.get_running_loop()
+            try:
+                future = self._executor.submit(_call_in_time, deadline, lambda: work(*args, **kwargs))
+            except BaseException:
+                self._slots.release()
+                raise
+            self._submitted.add(future)
+            future.add_done_callback(self._submitted.discard)
+            future.add_done_callback(lambda _: _tell(loop, self._slots.release))
+            result = await asyncio.wrap_future(future)
+            self._punctuality.came_back(started_s, 1, time.monotonic())
+            return result
+        finally:
+            self._punctuality.leave(1)
 
     async def _take_slot(self, deadline: float | None) -> None:
         if not self._slots.locked():
@@ -83,6 +93,12 @@ class WorkPool:
             return
         if self._waiting >= self._waiting_max:
             raise ResourceExhausted(f"{self._waiting} calls wait for {self.name} threads already")
+        now_s = time.monotonic()
+        if deadline is not None and not self._punctuality.admits(0, deadline - now_s, now_s):
+            raise ResourceExhausted(
+                f"{self._waiting} calls wait for {self.name} threads, and one more would be late: it would end in about "
+                f"{self._punctuality.expected_s(0):.2g} s, and has {deadline - now_s:.2g} s"
+            )
         self._waiting += 1
         try:
             async with asyncio.timeout(None if deadline is None else deadline - time.monotonic()):

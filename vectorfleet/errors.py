@@ -132,7 +132,14 @@ REASONS: Final[dict[str, Reason]] = {
     "UNREACHABLE": Reason(
         _C.UNAVAILABLE, "The server cannot be reached at all.", "Check the address and that it runs; retry."
     ),
-    "OVERLOADED": Reason(_C.RESOURCE_EXHAUSTED, "A queue is full.", "Slow down; retry later."),
+    "OVERLOADED": Reason(
+        _C.RESOURCE_EXHAUSTED, "A queue is full, or the answer would come too late.", "Slow down; retry later."
+    ),
+    "MEMORY_FULL": Reason(
+        _C.RESOURCE_EXHAUSTED,
+        "A node has no memory left for what would grow; the message says used, asked and limit.",
+        "Delete points, or give the node more memory (--memory-limit).",
+    ),
     "RATE_LIMITED": Reason(
         _C.RESOURCE_EXHAUSTED,
         "The caller has used up its calls or points a second on this router.",
@@ -299,12 +306,14 @@ _REASON_WITHOUT_DETAILS: Final[dict[grpc.StatusCode, str]] = {
     # What gRPC itself raises, before any server of ours has spoken.
     _C.UNAVAILABLE: "UNREACHABLE",
     _C.DEADLINE_EXCEEDED: "DEADLINE_EXCEEDED",
-    _C.RESOURCE_EXHAUSTED: "MESSAGE_TOO_LARGE",
+    _C.RESOURCE_EXHAUSTED: "OVERLOADED",
     _C.UNIMPLEMENTED: "UNIMPLEMENTED",
     _C.CANCELLED: "CANCELLED",
     _C.UNAUTHENTICATED: "CREDENTIAL_INVALID",
     _C.PERMISSION_DENIED: "PERMISSION_DENIED",
 }
+_TOO_LARGE: Final = "message larger than max"
+"""In gRPC's own words, which alone tell this from headers over the limit and the like."""
 _CODE_BY_NUMBER: Final = {code.value[0]: code for code in grpc.StatusCode}
 
 
@@ -346,6 +355,8 @@ def from_status(status: status_pb2.Status) -> VectorfleetError:
     """Reads a `google.rpc.Status` back into the exception that made it."""
     code = _CODE_BY_NUMBER.get(status.code, grpc.StatusCode.UNKNOWN)
     reason = _REASON_WITHOUT_DETAILS.get(code, "INTERNAL")
+    if code is _C.RESOURCE_EXHAUSTED and _TOO_LARGE in status.message:
+        reason = "MESSAGE_TOO_LARGE"
     field, retry_after_s = "", 0.0
     for detail in status.details:
         info = error_details_pb2.ErrorInfo()

@@ -48,6 +48,21 @@ CALL_BYTES_MAX: Final = 64 * 1024 * 1024
 MESSAGE_BYTES_MAX: Final = CALL_BYTES_MAX + 4 * 1024 * 1024
 """gRPC's own limit on one message, set on both sides of every hop: a full call with its framing."""
 
+CONNECTIONS_MAX: Final = 16_384
+"""Of one process; fewer where it may open fewer files: connections take at most half of them."""
+CONNECTION_CALLS_MAX: Final = 1_000
+"""Calls under way on one connection. Its client holds the rest back."""
+CONNECTION_AGE_S: Final = 300.0
+"""After which a connection takes no new calls, give or take a tenth, and ends with its last one: so clients spread over routers
+that were added, and nobody's call fails."""
+CONNECTION_IDLE_S: Final = 900.0
+"""Without a call, after which a connection is closed; its client's next call makes another."""
+HANDSHAKE_S: Final = 10.0
+"""From the connection to the end of the handshake, TLS's and HTTP/2's."""
+METADATA_BYTES_MAX: Final = 16 * 1024
+"""Headers of one call."""
+PENDING_S: Final = 10
+"""A call that the process has not even taken up for so long is dropped."""
 STREAM_INFLIGHT_MAX: Final = 32
 """Requests of one stream that a router works on at once; the rest wait in gRPC's flow control."""
 SEARCH_TIMEOUT_DEFAULT_S: Final = 10.0
@@ -67,6 +82,8 @@ assert POINTS_PER_CALL_MAX >= K_MAX, "the hits of one query must be fetchable by
 assert TEXT_BYTES_MAX < PAYLOAD_BYTES_MAX, "a text is kept in the payload"
 assert QUERIES_MAX * DIM_MAX * 4 <= CALL_BYTES_MAX, "a full batch of the widest queries must fit a call"
 assert CALL_BYTES_MAX < MESSAGE_BYTES_MAX < 2**31
+assert CONNECTION_CALLS_MAX > STREAM_INFLIGHT_MAX
+assert HANDSHAKE_S < CONNECTION_AGE_S < CONNECTION_IDLE_S
 assert SEARCH_TIMEOUT_DEFAULT_S <= CALL_TIMEOUT_DEFAULT_S <= BACKUP_TIMEOUT_DEFAULT_S <= CALL_TIMEOUT_MAX_S
 assert TRAIN_POINTS_MIN <= TRAIN_POINTS_DEFAULT <= TRAIN_POINTS_MAX
 assert SCROLL_PAGE_DEFAULT <= SCROLL_PAGE_MAX

@@ -2,6 +2,9 @@
 
 Plain values, without any import beyond `limits`, so that the client needs no server package. A server's ping allowance
 is wider than what our channels send: a channel that pings too often would be cut off with `ENHANCE_YOUR_CALM`.
+
+What a stranger can hold on a server is bounded here, before any code of ours runs: connections, calls on each, headers,
+handshakes that do not end.
 """
 
 from __future__ import annotations
@@ -19,6 +22,8 @@ RECONNECT_BACKOFF_MAX_MS: Final = 1_000
 """gRPC's own maximum is two minutes: a node that came back would stay unused for that long."""
 RESOLVE_INTERVAL_MIN_MS: Final = 1_000
 """gRPC's own minimum is 30 seconds: a node whose name came to stand for another address would stay unused for that long."""
+
+_IDENTITY_ALONE: Final = 1
 
 _MESSAGE_LIMITS: Final = (
     ("grpc.max_send_message_length", limits.MESSAGE_BYTES_MAX),
@@ -47,5 +52,16 @@ SERVER_OPTIONS: Final[tuple[tuple[str, int], ...]] = (
     ("grpc.http2.ping_timeout_ms", PING_TIMEOUT_MS),  # gRPC waits for a lost ping by this one, a minute by default
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.min_ping_interval_without_data_ms", PING_INTERVAL_ALLOWED_MS),
+    ("grpc.max_allowed_incoming_connections", limits.CONNECTIONS_MAX),
+    ("grpc.max_concurrent_streams", limits.CONNECTION_CALLS_MAX),
+    # gRPC spreads the age by a tenth, and gives calls under way all the time they want: no grace is set.
+    ("grpc.max_connection_age_ms", int(limits.CONNECTION_AGE_S * 1000)),
+    ("grpc.max_connection_idle_ms", int(limits.CONNECTION_IDLE_S * 1000)),
+    ("grpc.server_handshake_timeout_ms", int(limits.HANDSHAKE_S * 1000)),
+    ("grpc.max_metadata_size", limits.METADATA_BYTES_MAX),
+    ("grpc.absolute_max_metadata_size", limits.METADATA_BYTES_MAX),
+    ("grpc.server_max_unrequested_time_in_server", limits.PENDING_S),
+    # gRPC inflates a compressed message before it looks at the limit: 68 MB on the wire could become 68 GB.
+    ("grpc.compression_enabled_algorithms_bitset", _IDENTITY_ALONE),
 )
 """For `grpc.aio.server`."""

@@ -17,7 +17,7 @@ from google.protobuf.message import DecodeError
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from vectorfleet import errors, malformed
+from vectorfleet import errors, malformed, open_files
 from vectorfleet.rpc_options import CHANNEL_OPTIONS, SERVER_OPTIONS
 from vectorfleet.transport import bind
 
@@ -58,7 +58,8 @@ def new_server(
         outermost: these run outside of it: they see each call before its request is parsed, and its status, no exceptions.
         reuse_port: True: the port may be shared with other processes that allow it too.
     """
-    options = {**dict(SERVER_OPTIONS), "grpc.so_reuseport": int(reuse_port)}
+    own = {"grpc.so_reuseport": int(reuse_port), "grpc.max_allowed_incoming_connections": open_files.connections_max()}
+    options = {**dict(SERVER_OPTIONS), **own}
     return grpc.aio.server(options=list(options.items()), interceptors=[*outermost, RpcErrors(), *interceptors])
 
 

@@ -41,6 +41,30 @@ async def test_a_call_beyond_the_bound_is_refused(busy: threading.Event) -> None
     pool.close()
 
 
+async def test_a_call_that_would_begin_too_late_is_refused_at_once(busy: threading.Event) -> None:
+    pool = WorkPool("test", threads=1, waiting_max=100)
+    pace = 0.02
+    await pool.run(threading.Event().wait, pace)
+    tasks = await filled(pool, busy, 1 + 1 + 50)
+
+    async def ask(patience_s: float) -> bool:
+        return await pool.run_until(time.monotonic() + patience_s, busy.wait, TIMEOUT_S)
+
+    impatient = [asyncio.create_task(ask(10 * pace))]
+    while not impatient[-1].done():  # a burst is let in; then it ends
+        impatient.append(asyncio.create_task(ask(10 * pace)))
+        await asyncio.wait(impatient[-1:], timeout=pace)
+    with pytest.raises(ResourceExhausted) as caught:
+        await impatient[-1]
+    assert caught.value.reason == "OVERLOADED"
+    patient = asyncio.create_task(ask(TIMEOUT_S))
+    await asyncio.sleep(0)
+    busy.set()
+    assert all(await asyncio.gather(*tasks, patient))
+    await asyncio.gather(*impatient, return_exceptions=True)
+    pool.close()
+
+
 async def test_a_pool_says_whether_a_thread_works(busy: threading.Event) -> None:
     pool = WorkPool("test", threads=1, waiting_max=2)
     assert pool.idle
