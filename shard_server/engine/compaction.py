@@ -13,8 +13,9 @@ from typing import Final
 
 FAN_IN: Final = 4
 """Segments of one size class that are merged together."""
-IDLE_RATIO: Final = 10
-"""In a pause, a segment joins smaller ones that hold at least this part of its rows together."""
+IDLE_RATIO: Final = 32
+"""In a pause, a segment joins smaller ones that hold at least this part of its rows together. A small one costs a query nearly
+as much as a large one: the lists that it visits. So the part is small, though the large one is written again."""
 DEAD_SHARE_MAX: Final = 0.2
 """A segment with a larger share of dead rows is rewritten without them."""
 

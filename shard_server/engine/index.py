@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -80,7 +80,7 @@ class Codebook:
             raise DataLoss(f"{what} cannot be read: {error}") from error
         return cls(version, checksum, int(index.nlist), int(index.pq.M), content, index)
 
-    @property
+    @cached_property
     def default_nprobe(self) -> int:
         """Lists to visit where the caller does not say; about 1.25·√nlist, at least 24."""
         return max(1, min(self.nlist, max(24, int(1.25 * float(self.nlist) ** 0.5))))
@@ -191,8 +191,15 @@ class SegmentIndex:
         except RuntimeError as error:
             raise DataLoss(f"{path} cannot be read: {error}") from error
         self.rows = int(self._index.ntotal)
+        self._parameters = (
+            faiss.IVFPQSearchParameters if isinstance(self._index, faiss.IndexIVFPQ) else faiss.IVFSearchParameters
+        )
+        # FAISS's attributes are dear to read, and every search needs these.
+        self._width = int(self._index.d)
+        self._codes_bytes = self.rows * int(self._index.code_size)
+        self._nlist = int(self._index.nlist)
         lists = self._index.invlists
-        self._sizes = np.asarray([lists.list_size(number) for number in range(self._index.nlist)], np.int64)
+        self._sizes = np.asarray([lists.list_size(number) for number in range(self._nlist)], np.int64)
         self._list_of: NDArray[np.uint16] | None = None
 
     def rows_per_list(self, bits: NDArray[np.uint8] | None) -> NDArray[np.int64]:
@@ -202,12 +209,12 @@ class SegmentIndex:
             return self._sizes
         if self._list_of is None:
             list_of = np.empty(self.rows, np.uint16)
-            for number in range(self._index.nlist):
+            for number in range(self._nlist):
                 if size := lists.list_size(number):
                     list_of[faiss.rev_swig_ptr(lists.get_ids(number), size)] = number
             self._list_of = list_of  # 2 bytes a row, of segments that are searched with filters alone
         chosen = np.unpackbits(bits, count=self.rows, bitorder="little").view(np.bool_)
-        return np.bincount(self._list_of[chosen], minlength=self._index.nlist)
+        return np.bincount(self._list_of[chosen], minlength=self._nlist)
 
     def scan(
         self,
@@ -231,14 +238,15 @@ class SegmentIndex:
         Returns:
             float32[nq, k] approximate distances (squared L2 or inner product) and int64[nq, k] rows; -1 where none is left.
         """
-        queries = pad(queries, self._index.d)
+        queries = pad(queries, self._width)
         nq = len(queries)
         distances = np.empty((nq, k), np.float32)
         rows = np.empty((nq, k), np.int64)
-        selector = None if live.bits is None else faiss.IDSelectorBitmap(live.bits)
-        kind = faiss.IVFPQSearchParameters if isinstance(self._index, faiss.IndexIVFPQ) else faiss.IVFSearchParameters
-        parameters = kind(nprobe=lists.shape[1], sel=selector)
-        visited_bytes = self.rows * int(self._index.code_size) * lists.shape[1] // int(self._index.nlist)
+        if live.bits is None:
+            parameters = _visiting(self._parameters, lists.shape[1])
+        else:
+            parameters = self._parameters(nprobe=lists.shape[1], sel=faiss.IDSelectorBitmap(live.bits))
+        visited_bytes = self._codes_bytes * lists.shape[1] // self._nlist
         step = max(1, _CODE_BYTES_PER_CALL // max(1, visited_bytes))
         for first in range(0, nq, step):
             check()
@@ -256,6 +264,12 @@ class SegmentIndex:
                 parameters,
             )
         return distances, rows
+
+
+@lru_cache(maxsize=64)
+def _visiting(kind: Any, nprobe: int) -> Any:
+    """Search parameters that only say how many lists to visit: making them takes as long as scanning thirty lists."""
+    return kind(nprobe=nprobe)
 
 
 def encode(path: Path, codebook: Codebook, chunks: Any) -> storage_pb2.FileEntry:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,6 +33,15 @@ class Found:
     """float32[sum(counts)]"""
     places: Places
     """sum(counts) of them."""
+
+    @classmethod
+    def joined(cls, blocks: Sequence[Found]) -> Found:
+        """Those of several blocks, one after another."""
+        return cls(
+            np.concatenate([block.counts for block in blocks]),
+            np.concatenate([block.scores for block in blocks]),
+            Places.joined([block.places for block in blocks]),
+        )
 
 
 def smallest(

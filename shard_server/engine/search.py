@@ -74,20 +74,25 @@ class _Plan:
     parts: list[Part]
     encoded: dict[int, SegmentView]
     """By position in `parts`: those that are searched through their codes."""
+    versions: list[int]
+    """The codebooks of `encoded`."""
     options: SearchOptions
     metric: int
+    wanted: int
+    """Candidates that are scored in float64."""
+    wanted_of_codes: int
+    """Candidates of the codes that are compared on raw vectors."""
     check: Callable[[], None]
 
-    @property
-    def wanted(self) -> int:
-        """Candidates that are scored in float64."""
-        return self.options.k + max(_SPARE, self.options.k // 8)
-
-    @property
-    def wanted_of_codes(self) -> int:
-        """Candidates of the codes that are compared on raw vectors."""
-        oversample = self.options.oversample or OVERSAMPLE_DEFAULT
-        return max(self.wanted, min(int(self.options.k * oversample), CANDIDATES_MAX) + _SPARE)
+    @classmethod
+    def of(cls, view: View, options: SearchOptions, metric: int, dim: int, check: Callable[[], None]) -> _Plan:
+        """Chooses how to search."""
+        encoded = {} if options.exact or _few_pass(view, dim) else _encoded(view)
+        versions = sorted({piece.segment.codebook_version for piece in encoded.values()})
+        wanted = options.k + max(_SPARE, options.k // 8)
+        oversample = options.oversample or OVERSAMPLE_DEFAULT
+        wanted_of_codes = max(wanted, min(int(options.k * oversample), CANDIDATES_MAX) + _SPARE)
+        return cls(view, parts_of(view), encoded, versions, options, metric, wanted, wanted_of_codes, check)
 
     def queries_per_block(self) -> int:
         """So many that what is kept of them stays within `_BLOCK_BYTES`."""
@@ -95,12 +100,8 @@ class _Plan:
             min(part.live.live, self.wanted_of_codes if number in self.encoded else self.wanted)
             for number, part in enumerate(self.parts)
         )
-        lists = max((self.view.codebooks[version].nlist for version in self.versions()), default=0)
+        lists = max((self.view.codebooks[version].nlist for version in self.versions), default=0)
         return max(1, _BLOCK_BYTES // max(1, _CANDIDATE_BYTES * candidates + _LIST_BYTES * lists))
-
-    def versions(self) -> list[int]:
-        """The codebooks of the segments that are searched through their codes."""
-        return sorted({piece.segment.codebook_version for piece in self.encoded.values()})
 
 
 def search(
@@ -122,17 +123,16 @@ def search(
         with_vector: return the hits' vectors.
         check: called again and again, after steps of bounded length; raises to end the search.
     """
-    encoded = {} if options.exact or _few_pass(view, queries.shape[1]) else _encoded(view)
-    plan = _Plan(view, parts_of(view), encoded, options, metric, check)
+    plan = _Plan.of(view, options, metric, queries.shape[1], check)
     length_max = exhaustive.length_max(plan.parts, check) if options.exact and metric == types_pb2.METRIC_DOT else 0.0
     step = plan.queries_per_block()
-    found = [_search_block(plan, queries[first : first + step], length_max) for first in range(0, len(queries), step)]
-    places = Places.joined([block.places for block in found])
+    blocks = [_search_block(plan, queries[first : first + step], length_max) for first in range(0, len(queries), step)]
+    found = blocks[0] if len(blocks) == 1 else Found.joined(blocks)
     return Hits(
-        np.concatenate([block.counts for block in found]).astype(np.uint32),
-        np.concatenate([block.scores for block in found]),
-        places.ids(plan.parts),
-        places.vectors(plan.parts, queries.shape[1]) if with_vector else None,
+        found.counts.astype(np.uint32),
+        found.scores,
+        found.places.ids(plan.parts),
+        found.places.vectors(plan.parts, queries.shape[1]) if with_vector else None,
     )
 
 
@@ -224,7 +224,7 @@ def _compare_gathered(plan: _Plan, number: int, prepared: NDArray[np.float32]) -
 
 def _from_codes(plan: _Plan, prepared: NDArray[np.float32]) -> list[Candidates]:
     found: list[Candidates] = []
-    for version in plan.versions():
+    for version in plan.versions:
         group = {number: piece for number, piece in plan.encoded.items() if piece.segment.codebook_version == version}
         scanned = _scan(plan, group, plan.view.codebooks[version], prepared)
         # One codebook: approximate distances of several segments can be compared, so only the best of all are read.

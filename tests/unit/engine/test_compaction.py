@@ -20,8 +20,8 @@ def test_four_of_one_size_are_merged_under_load() -> None:
 
 
 def test_a_pause_folds_the_rest_but_spares_the_large() -> None:
-    assert merge([3100, 100, 100, 100], idle=True) == (1, 2, 3)
-    assert merge([2900, 100, 100, 100], idle=True) == (1, 2, 3, 0)
+    assert merge([9700, 100, 100, 100], idle=True) == (1, 2, 3)
+    assert merge([9500, 100, 100, 100], idle=True) == (1, 2, 3, 0)
     assert merge([100_000, 10], idle=True) == ()
 
 
