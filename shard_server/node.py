@@ -1,6 +1,6 @@
 """One node put together: pools, host, service, maintenance; and its life from the open port to the released lease.
 
-Life: what was held is opened → the port is open (live) → etcd's state is loaded → all assigned replicas are opened →
+Life: what was held is opened → the port is open (live) → etcd's state is loaded → all assigned replicas are opened and searched →
 the node registers (ready) → stop: not ready, no new calls, those in flight get a few seconds, replicas are closed, the
 lease is given back.
 """
@@ -60,6 +60,8 @@ REPLICAS_MAX: Final = 100_000
 BACKGROUND_NICE: Final = 10
 PEERS: Final = {f"/{service.NAME}/{method}": frozenset({SHARD}) for method in ("FetchCodebook", "Sample")}
 """What shard servers ask of one another; everything else is routers' to ask."""
+WARM_UP_TIMEOUT_S: Final = 10.0
+"""Of all replicas together, before a node is ready."""
 DRAIN_S: Final = 5.0
 RELEASE_TIMEOUT_S: Final = 3.0
 _log = logging.getLogger(__name__)
@@ -142,7 +144,7 @@ class Node:
             self._maintenance.notify,
         )
         self._training = Training(store, self._peers, reads, training, _train)
-        searcher = Searcher(self._host, search, ByteBudget("queries that wait", SEARCH_BYTES_MAX))
+        self._searcher = searcher = Searcher(self._host, search, ByteBudget("queries that wait", SEARCH_BYTES_MAX))
         self._servicer = ShardServicer(
             *(self._host, searcher, self._training, self._archive, store, ServicePools(reads, control), data.path),
             self._stopping,
@@ -203,6 +205,7 @@ class Node:
         async with asyncio.TaskGroup() as group:
             group.create_task(self._host.follow(self._coordinator))
             await self._host.all_opened()
+            await self._searcher.warm_up(WARM_UP_TIMEOUT_S)
             await self._coordinator.register(NodeInfo(self._node_id, self._servicer.address, __version__))
             self._health.set_ready(True)
             on_ready(address)

@@ -15,9 +15,11 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from numpy.typing import NDArray
 
+from shard_server import searching
 from shard_server.codebook_store import checksum_of
 from shard_server.data_dir import DataDir
 from shard_server.durable import write_durably
+from shard_server.engine.replica import Replica
 from shard_server.engine.upkeep import EngineSettings
 from shard_server.node import Node, NodeSettings
 from tests.unit.shard_server.fake_replica import TIMEOUT_S, collection, ids_of
@@ -173,6 +175,24 @@ async def test_points_go_in_and_come_out(start: Start, cluster: StaticCluster, r
         assert ([point.id for point in scanned.points], scanned.end) == (["p16", "p17", "p18"], False)
         scanned = await node.stub.Scan(pb.ScanRequest(collection_uid="u1", after_id="p17", limit=9), timeout=TIMEOUT_S)
         assert ([point.id for point in scanned.points], scanned.end) == (["p18", "p19"], True)
+
+
+async def test_what_a_node_holds_is_searched_before_it_is_ready(
+    start: Start, cluster: StaticCluster, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await create(cluster, "n1")
+    async with start() as node:
+        await node.write(upsert(["a"], rows(rng, 1)))
+    warmed: list[tuple[int, bool]] = []
+
+    def warm_up(replica: Replica) -> None:
+        searching_first(replica)
+        warmed.append((replica.identity.shard, "n1" in cluster.state.nodes))
+
+    searching_first = searching.warm_up
+    monkeypatch.setattr(searching, "warm_up", warm_up)
+    async with start():
+        assert warmed == [(0, False)]
 
 
 async def test_everything_is_there_after_a_restart(
