@@ -30,6 +30,8 @@ from router.server import Router, RouterSettings
 from vectorfleet import handshakes, open_files
 from vectorfleet.cluster.etcd_arguments import coordinator_of
 from vectorfleet.refusals import Refusals
+from vectorfleet.telemetry.options import start_logs, telemetry_of
+from vectorfleet.telemetry.process import Telemetry
 from vectorfleet.tls_arguments import transport_of
 
 _log = logging.getLogger("router")
@@ -43,15 +45,17 @@ def main() -> int:
         handshakes.watch(refusals.handshake)
     faulthandler.enable()
     open_files.raise_limit()
-    logging.basicConfig(
-        stream=sys.stderr,
-        level=arguments.log_level.upper(),
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-    )
+    logs = start_logs(arguments)
     try:
         if arguments.tls_cert:
             refusals.open(arguments.audit_log)
-        asyncio.run(_serve(arguments))
+        telemetry = telemetry_of(
+            arguments, os.environ, logs, service="vectorfleet-router", instance=arguments.router_id, entry=True
+        )
+        try:
+            asyncio.run(_serve(arguments, telemetry))
+        finally:
+            telemetry.close()
     except (OSError, ValueError) as error:
         _log.error("%s", error)
         return 1
@@ -60,7 +64,7 @@ def main() -> int:
     return 0
 
 
-async def _serve(arguments: argparse.Namespace) -> None:
+async def _serve(arguments: argparse.Namespace, telemetry: Telemetry) -> None:
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -75,7 +79,7 @@ async def _serve(arguments: argparse.Namespace) -> None:
         batches_in_flight=arguments.batches_in_flight,
         access=access_settings_of(arguments),
     )
-    await Router(coordinator_of(arguments), settings, transport_of(arguments)).run(stopping, _announce)
+    await Router(coordinator_of(arguments), settings, transport_of(arguments), telemetry).run(stopping, _announce)
 
 
 def _announce(address: str) -> None:

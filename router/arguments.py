@@ -10,9 +10,9 @@ from typing import Final
 
 from router.access.arguments import add_access_arguments
 from vectorfleet.cluster.etcd_arguments import add_etcd_arguments
+from vectorfleet.telemetry.options import add_telemetry_arguments
 from vectorfleet.tls_arguments import add_tls_arguments
 
-LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 PORT_DEFAULT: Final = 7700
 BATCHES_IN_FLIGHT_DEFAULT: Final = 2
 _YES: Final = frozenset({"1", "true", "yes", "on"})
@@ -44,13 +44,13 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] = os.environ)
         _whole(1, 1024),
         BATCHES_IN_FLIGHT_DEFAULT,
     )
-    add("log-level", f"one of {', '.join(LOG_LEVELS)}", "LEVEL", _log_level, "info")
     parser.add_argument(
         "--reuse-port",
         action="store_true",
         default=environment.get(_variable("reuse-port"), "").lower() in _YES,
         help=f"share the port with other routers on this machine (SO_REUSEPORT) [env {_variable('reuse-port')}]",
     )
+    add_telemetry_arguments(parser, environment)
     add_etcd_arguments(parser, environment)
     add_access_arguments(parser, environment)
     add_tls_arguments(parser, environment, serves_clients=True)
@@ -70,9 +70,3 @@ def _whole(least: int, most: int) -> Callable[[str], int]:
         return int(value)
 
     return convert
-
-
-def _log_level(value: str) -> str:
-    if value not in LOG_LEVELS:
-        raise argparse.ArgumentTypeError(f"{value!r} is none of {', '.join(LOG_LEVELS)}")
-    return value

@@ -27,8 +27,12 @@ from vectorfleet.cluster.coordinator import Coordinator
 from vectorfleet.cluster.placement import placement_for
 from vectorfleet.cluster.shard_map import CollectionRecord, ShardAssignment
 from vectorfleet.internal.v1 import shard_service_pb2
+from vectorfleet.telemetry.work import Work, current
 from vectorfleet.v1 import types_pb2
 
+_STAGES: Final = tuple(
+    name.removeprefix("SEARCH_STAGE_").lower() for name, number in shard_service_pb2.SearchStage.items() if number
+)
 STREAMED_BYTES_MAX: Final = 1 << 20
 """Of a question and its answer: what is larger is a call of its own, so that small ones need not wait behind it."""
 
@@ -112,17 +116,11 @@ class Fanout:
         epoch: int,
         again: bool,
     ) -> None:
-        message = shard_service_pb2.SearchStreamRequest()
-        _fill(message.request, question, shards, epoch)  # in place: a message that is put into another is copied
-        try:
-            if _travels_light(question):
-                response = await node.search(message, deadline.remaining_s())
-            else:
-                response = await node.call(node.stub.Search(message.request, timeout=deadline.remaining_s()))
-            by_shard = {result.shard: result for result in response.results}
-            outcomes = {shard.shard: _read(by_shard.get(shard.shard), question) for shard in shards}
-        except errors.VectorfleetError as error:
-            outcomes = {shard.shard: error for shard in shards}
+        with current().part("node", calls_out=True) as work:
+            work.facts["node"] = node_id
+            outcomes = await self._outcomes(question, node, shards, deadline, epoch, work)
+            failed = (outcome.reason for outcome in outcomes.values() if not isinstance(outcome, ShardAnswer))
+            work.end(next(failed, ""))
 
         stale = []
         for shard in shards:
@@ -136,6 +134,34 @@ class Fanout:
                 _miss(answers, shard.shard, reason, f"node {node_id}: {outcome.message}")
         if stale:
             await self._ask_again(question, stale, answers, deadline, epoch)
+
+    async def _outcomes(
+        self,
+        question: Question,
+        node: Node,
+        shards: Sequence[ShardAssignment],
+        deadline: Deadline,
+        epoch: int,
+        work: Work,
+    ) -> dict[int, ShardAnswer | errors.VectorfleetError]:
+        """Asks a node for its shards; each has answered, or has failed."""
+        message = shard_service_pb2.SearchStreamRequest()
+        _fill(message.request, question, shards, epoch)  # in place: a message that is put into another is copied
+        try:
+            if _travels_light(question):
+                for name, value in work.outgoing:
+                    message.request.context[name] = value
+                response = await node.search(message, deadline.remaining_s())
+            else:
+                response = await node.call(node.stub.Search(message.request, timeout=deadline.remaining_s()))
+        except errors.VectorfleetError as error:
+            return dict.fromkeys((shard.shard for shard in shards), error)
+        by_shard = {result.shard: result for result in response.results}
+        work.facts["shards_us"] = {
+            result.shard: {stage: took_us for stage, took_us in zip(_STAGES, result.stage_us, strict=False) if took_us}
+            for result in response.results
+        }
+        return {shard.shard: _read(by_shard.get(shard.shard), question) for shard in shards}
 
     async def _ask_again(
         self, question: Question, stale: Sequence[int], answers: Answers, deadline: Deadline, epoch: int

@@ -23,6 +23,7 @@ from vectorfleet import errors
 from vectorfleet.cluster.coordinator import Coordinator
 from vectorfleet.cluster.shard_map import ClusterState
 from vectorfleet.internal.v1 import shard_service_pb2, shard_service_pb2_grpc
+from vectorfleet.telemetry.outgoing import carrying
 from vectorfleet.transport import Transport
 
 PROBE_INTERVAL_S: Final = 0.25
@@ -139,7 +140,7 @@ class NodePool:
 
     def _dial(self, address: str) -> tuple[grpc.aio.Channel, shard_service_pb2_grpc.ShardServiceAsyncStub]:
         channel = self._transport.channel(address)
-        return channel, shard_service_pb2_grpc.ShardServiceStub(channel)
+        return channel, carrying(shard_service_pb2_grpc.ShardServiceStub(channel))
 
     def find(self, node_id: str, state: ClusterState) -> Node | None:
         """The node of an id, at its present or last known address; None when it was never seen."""

@@ -21,6 +21,7 @@ from router.validation import Points
 from router.writes import Writes, Written
 from vectorfleet import limits
 from vectorfleet.cluster.shard_map import CollectionRecord
+from vectorfleet.telemetry.work import current
 from vectorfleet.v1 import point_service_pb2 as pb
 from vectorfleet.v1 import point_service_pb2_grpc as pb_grpc
 
@@ -62,6 +63,9 @@ class PointService(pb_grpc.PointServiceServicer):
                     points = await _checked(size, validation.packed_points, request.packed, record.dim, record.metric)
                 else:
                     points = await self._points(request, record, size, deadline)
+                work = current()
+                work.facts["points"] = len(points.ids)
+                work.lap("embed" if work.stages else "validate")
                 written = await self._writes.upsert(record, points.last_of_each_id(), deadline)
         return pb.UpsertResponse(upserted=written.affected, consistency_token=_token(record, written))
 
@@ -129,7 +133,9 @@ class PointService(pb_grpc.PointServiceServicer):
         return pb.BulkUpsertResponse(upserted=written.affected, consistency_token=_token(record, written))
 
     def _find(self, name: str) -> CollectionRecord:
-        return self._catalog.find(validation.collection_name(name))
+        record = self._catalog.find(validation.collection_name(name))
+        current().facts["collection"] = record.name
+        return record
 
     async def _batch(self, request: pb.BulkUpsertRequest, record: CollectionRecord) -> Points:
         # While there is no room, the stream is not read on, and gRPC's flow control holds its sender back.
@@ -146,6 +152,8 @@ class PointService(pb_grpc.PointServiceServicer):
                 f"a call carries 1 to {limits.POINTS_PER_CALL_MAX} points; this one has {len(request.points)}",
             )
         ids, rows, payloads = await _checked(size, validation.points, request.points, record.dim, record.metric)
+        if rows.texts:
+            current().lap("validate")
         vectors = await embed_texts(
             self._embedder, rows, record, Purpose.DOCUMENT, lambda row: f"points[{row}].text", deadline
         )

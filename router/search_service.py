@@ -19,6 +19,8 @@ from router.texts import embed_texts
 from router.validation import SearchOptions
 from vectorfleet import errors, limits
 from vectorfleet.cluster.shard_map import CollectionRecord
+from vectorfleet.telemetry.process import Telemetry
+from vectorfleet.telemetry.work import current
 from vectorfleet.v1 import search_service_pb2
 
 NAME: Final = search_service_pb2.DESCRIPTOR.services_by_name["SearchService"].full_name
@@ -29,11 +31,19 @@ SEARCH_BYTES_MAX: Final = 4 * 1024**3
 class SearchService:
     """Answers searches, alone or over a stream."""
 
-    def __init__(self, catalog: Catalog, searches: Searches, embedder: Embedder, stopping: asyncio.Event) -> None:
+    def __init__(
+        self,
+        catalog: Catalog,
+        searches: Searches,
+        embedder: Embedder,
+        stopping: asyncio.Event,
+        telemetry: Telemetry,
+    ) -> None:
         self._catalog = catalog
         self._searches = searches
         self._embedder = embedder
         self._stopping = stopping
+        self._telemetry = telemetry
         self._budget = ByteBudget("searches", SEARCH_BYTES_MAX)
 
     def install(self, server: grpc.aio.Server) -> None:
@@ -71,7 +81,7 @@ class SearchService:
         """Answers a stream of searches."""
         remaining_s = context.time_remaining()
         whole = None if remaining_s is None else Deadline.after(remaining_s)
-        async for response in search_stream.answer_stream(requests, self._answer, whole, self._stopping):
+        async for response in search_stream.answer_stream(requests, self._answer_message, whole, self._stopping):
             yield response
 
     async def _answer(
@@ -79,6 +89,15 @@ class SearchService:
     ) -> search_service_pb2.SearchResponse:
         record = self._catalog.find(validation.collection_name(request.collection))
         options = validation.search_options(request)
+        work = current()
+        work.facts.update(
+            collection=record.name,
+            queries=len(request.queries),
+            k=options.k,
+            nprobe=options.nprobe,
+            exact=options.exact,
+            filter=bool(options.wanted),
+        )
         min_coverage = validation.min_coverage(request)
         min_seqno = tokens.read(request.consistency_token, record)
         queries = validation.queries(request, record.dim)
@@ -89,13 +108,27 @@ class SearchService:
             lambda row: f"queries[{row}].{request.queries[row].WhichOneof('query')}",
             skip=skip,
         )
+        work.lap("validate")
         with self._budget.holding(_bytes_at_most(record, len(queries.vectors), options)):
             vectors = await embed_texts(
                 self._embedder, queries, record, Purpose.QUERY, lambda row: f"queries[{row}].text", deadline
             )
+            if queries.texts:
+                work.lap("embed")
             share = await self._searches.search(record, vectors, options, min_seqno, deadline)
+            work.skip()
+            work.facts["coverage"] = f"{share.coverage.shards_answered}/{share.coverage.shards_total}"
             _demand(min_coverage, share)
-            return await _render(share, record.dim, options, packed=request.packed)
+            response = await _render(share, record.dim, options, packed=request.packed)
+            work.lap("render")
+            return response
+
+    async def _answer_message(
+        self, request: search_service_pb2.SearchRequest, deadline: Deadline
+    ) -> search_service_pb2.SearchResponse:
+        """Answers one search of a stream: it is looked at as if it were a call of its own."""
+        with self._telemetry.served(self._telemetry.begin_message(current())):
+            return await self._answer(request, deadline)
 
 
 def _bytes_at_most(record: CollectionRecord, queries: int, options: SearchOptions) -> int:

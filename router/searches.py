@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 
 import numpy as np
@@ -27,6 +27,7 @@ from vectorfleet.cluster.placement import placement_for
 from vectorfleet.cluster.shard_map import CollectionRecord
 from vectorfleet.lanes import Lanes
 from vectorfleet.punctuality import Punctuality
+from vectorfleet.telemetry.work import Work, current, shared
 from vectorfleet.v1 import types_pb2
 
 QUEUED_QUERIES_MAX: Final = 16 * limits.QUERIES_MAX
@@ -55,6 +56,8 @@ class _Waiting:
     deadline: Deadline
     punctuality: Punctuality
     share: asyncio.Future[Share]
+    work: Work = field(default_factory=current)
+    """Whose it is."""
 
 
 class Searches:
@@ -127,6 +130,8 @@ class Searches:
         self._queued -= sum(len(waiting.vectors) for waiting in batch)
         try:
             here = [waiting for waiting in batch if not waiting.share.done()]
+            for waiting in here:
+                waiting.work.lap("queue")
             if here:
                 await self._answer(here, options, dict(min_seqno))
         except Exception as error:  # a defect: each caller reports it, and the router goes on
@@ -139,6 +144,11 @@ class Searches:
 
     async def _answer(self, batch: list[_Waiting], options: SearchOptions, min_seqno: Mapping[int, int]) -> None:
         """Asks the shards, and settles each caller when all have answered or its own time is up."""
+        with shared("batch", [waiting.work for waiting in batch]) as work:
+            work.facts["queries"] = sum(len(waiting.vectors) for waiting in batch)
+            await self._ask(batch, options, min_seqno)
+
+    async def _ask(self, batch: list[_Waiting], options: SearchOptions, min_seqno: Mapping[int, int]) -> None:
         vectors = batch[0].vectors if len(batch) == 1 else np.concatenate([waiting.vectors for waiting in batch])
         question = Question(batch[-1].record, vectors, options, min_seqno)
         answers = Answers(len(question.record.shards))
@@ -183,10 +193,13 @@ class Searches:
         coverage = answers.coverage(placement_for(question.record).shards_to_search())
         descending = question.record.metric != types_pb2.METRIC_L2
         arguments = (answered, len(question.vectors), question.options.k)
+        work = current()
+        work.skip()
         if sum(len(answer.scores) for answer in answered) <= MERGE_ON_LOOP_MAX:
             winners = merge(*arguments, descending=descending)
         else:
             winners = await asyncio.to_thread(merge, *arguments, descending=descending)
+        work.lap("merge")
         first = 0
         wanted = set(callers)
         for waiting in batch:

@@ -31,6 +31,7 @@ from router.shard_calls import ShardCalls
 from router.writes import Writes
 from vectorfleet import serving
 from vectorfleet.cluster.coordinator import Coordinator
+from vectorfleet.telemetry.process import Telemetry
 from vectorfleet.transport import Transport
 from vectorfleet.v1.cluster_service_pb2_grpc import add_ClusterServiceServicer_to_server
 from vectorfleet.v1.collection_service_pb2_grpc import add_CollectionServiceServicer_to_server
@@ -69,13 +70,20 @@ class RouterSettings:
 class Router:
     """A router. Made within a running event loop; `run` is called once."""
 
-    def __init__(self, coordinator: Coordinator, settings: RouterSettings, transport: Transport | None = None) -> None:
+    def __init__(
+        self,
+        coordinator: Coordinator,
+        settings: RouterSettings,
+        transport: Transport | None = None,
+        telemetry: Telemetry | None = None,
+    ) -> None:
         """Puts the parts together; nothing runs yet.
 
         Args:
             coordinator: not started.
             settings: what the command line decides.
             transport: how it listens and dials; None: in the clear.
+            telemetry: is told of every call; None: nothing is.
 
         Raises:
             OSError: a file of `settings.access` cannot be opened.
@@ -91,7 +99,8 @@ class Router:
         self._controller = Controller(coordinator, self._nodes, settings.router_id)
         self._access = Access(settings.access, coordinator)
         gates = [] if self._access.gate is None else [self._access.gate]
-        self._server = serving.new_server(outermost=gates, reuse_port=settings.reuse_port)
+        telemetry = telemetry or Telemetry()
+        self._server = serving.new_server(outermost=gates, reuse_port=settings.reuse_port, telemetry=telemetry)
         self._health = serving.LiveReadyHealth()
         self._probes = serving.HealthPort(self._health, settings.host, settings.health_port)
 
@@ -103,7 +112,7 @@ class Router:
         backups = Backups(coordinator, self._nodes, catalog, calls)
         add_ClusterServiceServicer_to_server(ClusterService(coordinator, self._nodes, backups), self._server)
         add_KeyServiceServicer_to_server(KeyService(coordinator, authenticating=self._access.required), self._server)
-        SearchService(catalog, self._searches, self._embedder, self._stopping).install(self._server)
+        SearchService(catalog, self._searches, self._embedder, self._stopping, telemetry).install(self._server)
         self._health.install(self._server, SERVICES)
 
     async def run(self, stopping: asyncio.Event, on_ready: Callable[[str], None]) -> None:

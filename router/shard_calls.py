@@ -19,6 +19,7 @@ from vectorfleet import errors
 from vectorfleet.cluster.coordinator import Coordinator
 from vectorfleet.cluster.shard_map import ClusterState, CollectionRecord, ShardAssignment
 from vectorfleet.internal.v1 import shard_service_pb2_grpc
+from vectorfleet.telemetry.work import current
 
 T = TypeVar("T")
 Call: TypeAlias = Callable[
@@ -127,8 +128,11 @@ class ShardCalls:
         if node is None or node.circuit.open:
             raise errors.Unavailable(f"{place} does not answer")
         patience = Deadline(deadline.answer_by_s())
+        work = current().part("node", calls_out=True)
+        work.facts.update(node=node_id, shard=number)
         try:
-            return await node.call(call(node.stub, shard, state.epoch, patience.remaining_s()))
+            with work:
+                return await node.call(call(node.stub, shard, state.epoch, patience.remaining_s()))
         except errors.VectorfleetError as error:
             raise _of_shard(error, place) from error
 

@@ -33,6 +33,8 @@ from shard_server.node import Node, NodeSettings
 from vectorfleet import handshakes, open_files
 from vectorfleet.cluster.etcd_arguments import coordinator_of
 from vectorfleet.refusals import Refusals
+from vectorfleet.telemetry.options import start_logs, telemetry_of
+from vectorfleet.telemetry.process import Telemetry
 from vectorfleet.tls_arguments import transport_of
 
 _log = logging.getLogger("shard_server")
@@ -47,15 +49,17 @@ def main() -> int:
     faulthandler.enable()
     open_files.raise_limit()
     give_memory_back()
-    logging.basicConfig(
-        stream=sys.stderr,
-        level=arguments.log_level.upper(),
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-    )
+    logs = start_logs(arguments)
     try:
         refusals.open(arguments.audit_log)
         data = DataDir(arguments.data, arguments.node_id)
-        closed = asyncio.run(_serve(arguments, data, refusals))
+        telemetry = telemetry_of(
+            arguments, os.environ, logs, service="vectorfleet-shard-server", instance=data.node_id, entry=False
+        )
+        try:
+            closed = asyncio.run(_serve(arguments, data, refusals, telemetry))
+        finally:
+            telemetry.close()
     except (DataDirError, OSError, ValueError) as error:
         _log.error("%s", error)
         return 1
@@ -70,12 +74,12 @@ def main() -> int:
     return 0
 
 
-async def _serve(arguments: argparse.Namespace, data: DataDir, refusals: Refusals) -> bool:
+async def _serve(arguments: argparse.Namespace, data: DataDir, refusals: Refusals, telemetry: Telemetry) -> bool:
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
-    node = Node(data, coordinator_of(arguments), _settings(arguments), transport_of(arguments), refusals)
+    node = Node(data, coordinator_of(arguments), _settings(arguments), transport_of(arguments), refusals, telemetry)
     return await node.run(stopping, _announce)
 
 

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Final
 
 from vectorfleet.cluster.etcd_arguments import add_etcd_arguments
+from vectorfleet.telemetry.options import add_telemetry_arguments
 from vectorfleet.tls_arguments import add_tls_arguments
 
 WILDCARDS: Final = frozenset({"0.0.0.0", "::", ""})  # noqa: S104 (only recognised)
-LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 
 
 def parse(arguments: Sequence[str], environment: Mapping[str, str] = os.environ) -> argparse.Namespace:
@@ -49,7 +49,6 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] = os.environ)
     add("port", "port to listen on; 0: a free one", "PORT", _port, 0)
     add("advertise", "where routers reach this node; needed when it listens on all addresses", "HOST:PORT", fallback="")
     add("node-id", "this node's name in the cluster; kept in the folder from its first start on", "ID", fallback="")
-    add("log-level", f"one of {', '.join(LOG_LEVELS)}", "LEVEL", _log_level, "info")
     add(
         "audit-log",
         "a file that gets a JSON line for each caller that is turned away; '-': stdout",
@@ -69,6 +68,7 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] = os.environ)
         help="a directory or URL (s3://bucket/folder) below which backups may be written and read; may be given several "
         "times; none: no backups [env VECTORFLEET_BACKUP_ROOT, separated by commas]",
     )
+    add_telemetry_arguments(parser, environment)
     add_etcd_arguments(parser, environment)
     add_tls_arguments(parser, environment, serves_clients=False)
     parsed = parser.parse_args(arguments)
@@ -101,9 +101,3 @@ def _count(value: str) -> int:
 
 def _seconds(value: str) -> float:
     return _number(value, float, float("inf"), "a number of seconds of at least 0")
-
-
-def _log_level(value: str) -> str:
-    if value not in LOG_LEVELS:
-        raise argparse.ArgumentTypeError(f"{value!r} is none of {', '.join(LOG_LEVELS)}")
-    return value

@@ -10,13 +10,14 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from shard_server.budget import ByteBudget
 from vectorfleet import limits
 from vectorfleet.errors import ResourceExhausted, Unavailable
 from vectorfleet.internal.v1 import storage_pb2
+from vectorfleet.telemetry.work import Work, current, shared
 
 if TYPE_CHECKING:
     from shard_server.engine.state import Applied
@@ -35,6 +36,8 @@ class PendingWrite:
     term: int
     size_bytes: int
     done: asyncio.Future[Applied]
+    work: Work = field(default_factory=current)
+    """Whose it is."""
 
 
 class WriteQueue:
@@ -140,8 +143,11 @@ class GroupCommit:
             self._budget.give(sum(write.size_bytes for write in writes))
 
     async def _commit_together(self, writes: list[PendingWrite]) -> None:
+        for write in writes:
+            write.work.lap("queue")
         try:
-            applied = await self._commit([write.mutation for write in writes], writes[0].term)
+            with shared("commit", [write.work for write in writes]):
+                applied = await self._commit([write.mutation for write in writes], writes[0].term)
             for write, result in zip(writes, applied, strict=True):
                 if not write.done.done():
                     write.done.set_result(result)

@@ -14,11 +14,13 @@ from copy import copy
 from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
 
 from shard_server.budget import ByteBudget
+from shard_server.engine.stages import Lap
 from shard_server.group_commit import GroupCommit
 from shard_server.threads import Gate, WorkPool
 from vectorfleet.cluster.shard_map import CollectionRecord, ShardAssignment
 from vectorfleet.errors import DataLoss, DeadlineExceeded, Unavailable, VectorfleetError
 from vectorfleet.internal.v1 import storage_pb2
+from vectorfleet.telemetry.work import current
 from vectorfleet.v1 import cluster_service_pb2 as cluster_pb
 
 if TYPE_CHECKING:
@@ -201,12 +203,13 @@ class HostedReplica:
         return True
 
     async def _commit(self, mutations: Sequence[storage_pb2.Mutation], term: int) -> list[Applied]:
-        applied = await self.run(self._commit_pool, None, _commit, mutations, term)
+        applied = await self.run(self._commit_pool, None, _commit, mutations, term, current().lap)
         self._applied.set()
         self._applied = asyncio.Event()
         self._on_commit(self)
         return applied
 
 
-def _commit(replica: Replica, mutations: Sequence[storage_pb2.Mutation], term: int) -> list[Applied]:
-    return replica.commit(mutations, term)
+def _commit(replica: Replica, mutations: Sequence[storage_pb2.Mutation], term: int, lap: Lap) -> list[Applied]:
+    lap("thread")
+    return replica.commit(mutations, term, lap)

@@ -45,6 +45,7 @@ from vectorfleet.identity import SHARD, TRUST_DOMAIN_DEFAULT, MembersOnly
 from vectorfleet.internal.v1 import shard_service_pb2 as pb
 from vectorfleet.internal.v1.shard_service_pb2_grpc import add_ShardServiceServicer_to_server
 from vectorfleet.refusals import Refusals
+from vectorfleet.telemetry.process import Telemetry
 from vectorfleet.transport import Transport
 
 WRITE_BYTES_MAX: Final = 256 << 20
@@ -96,6 +97,7 @@ class Node:
         settings: NodeSettings,
         transport: Transport | None = None,
         refusals: Refusals | None = None,
+        telemetry: Telemetry | None = None,
     ) -> None:
         """Puts the parts together; nothing runs yet.
 
@@ -105,7 +107,9 @@ class Node:
             settings: what the command line decides.
             transport: how it listens and dials; None: in the clear.
             refusals: is told who was turned away; None: the log alone.
+            telemetry: is told of every call; None: nothing is.
         """
+        telemetry = telemetry or Telemetry()
         self._transport = transport or Transport()
         self._coordinator = coordinator
         self._settings = settings
@@ -148,10 +152,11 @@ class Node:
         self._servicer = ShardServicer(
             *(self._host, searcher, self._training, self._archive, store, ServicePools(reads, control), data.path),
             self._stopping,
+            telemetry,
         )
         told = (refusals or Refusals()).caller
         members = [MembersOnly(settings.trust_domain, PEERS, told)] if self._transport.identifies else []
-        self._server = serving.new_server(members)
+        self._server = serving.new_server(members, telemetry=telemetry)
         self._health = serving.LiveReadyHealth()
         self._probes = serving.HealthPort(self._health, settings.host, settings.health_port)
 

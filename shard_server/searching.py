@@ -19,11 +19,13 @@ from numpy.typing import NDArray
 
 from shard_server import checking
 from shard_server.budget import ByteBudget
+from shard_server.engine.stages import Lap, untimed
 from shard_server.hosting import ReplicaHost
 from shard_server.threads import WorkPool
 from vectorfleet import limits
 from vectorfleet.errors import DeadlineExceeded, InternalError, ResourceExhausted, VectorfleetError
 from vectorfleet.internal.v1 import shard_service_pb2 as pb
+from vectorfleet.telemetry.work import Work, current
 
 if TYPE_CHECKING:
     from shard_server.engine.replica import Replica
@@ -32,6 +34,7 @@ HIT_BYTES_MIN: Final = 4 + 3
 """A score, and an id of one character with its framing."""
 WARM_UP_QUERIES: Final = 4
 WARM_UP_HITS: Final = 10
+STAGES: Final = tuple(name.removeprefix("SEARCH_STAGE_").lower() for name, number in pb.SearchStage.items() if number)
 _log = logging.getLogger(__name__)
 
 
@@ -91,6 +94,13 @@ class Searcher:
             ResourceExhausted: too many queries are in memory, or the answer would pass the message limit.
         """
         checking.check_search(request)
+        current().facts.update(
+            queries=request.query_count,
+            k=request.k,
+            nprobe=request.nprobe,
+            exact=request.exact,
+            filter=request.HasField("filter"),
+        )
         size_bytes = request.ByteSize()
         self._budget.take(size_bytes)
         try:
@@ -113,9 +123,13 @@ class Searcher:
                     await held.run(self._pool, deadline, warm_up)
 
     async def _target(self, request: pb.SearchRequest, target: pb.ShardTarget, deadline: float) -> PackedHits:
+        work = current().part("shard")
+        work.facts["shard"] = target.shard
         try:
             async with asyncio.timeout(deadline - time.monotonic()):
-                return await self._search_shard(request, target, deadline)
+                hits = await self._search_shard(request, target, deadline, work)
+            work.end()
+            return hits
         except TimeoutError:
             error: VectorfleetError = DeadlineExceeded(f"shard {target.shard} was not done in time")
         except VectorfleetError as raised:
@@ -125,34 +139,45 @@ class Searcher:
             error = InternalError(
                 f"{type(raised).__name__} while shard {target.shard} was searched; see the node's log"
             )
+        work.end(error.reason)
         if error.reason == "RESPONSE_TOO_LARGE":
             # Not this shard's failure: the request would meet it on any replica. The sum below says so.
             return PackedHits({}, limits.CALL_BYTES_MAX + 1)
         return PackedHits({"error_reason": error.reason, "error_message": error.message}, 0)
 
-    async def _search_shard(self, request: pb.SearchRequest, target: pb.ShardTarget, deadline: float) -> PackedHits:
+    async def _search_shard(
+        self, request: pb.SearchRequest, target: pb.ShardTarget, deadline: float, work: Work
+    ) -> PackedHits:
         # Half of the time for a replica that is still loading: the search itself needs some, too.
         patience_s = max(0.0, deadline - time.monotonic()) / 2
         held = await self._host.replica_for(request.collection_uid, target.shard, request.epoch, timeout_s=patience_s)
         if target.min_seqno:
             await held.wait_applied(target.min_seqno, patience_s)
         vectors = checking.query_matrix(request, held.record)
+        current().facts["collection"] = held.record.name
         patience = Patience(deadline)
         try:
-            return await held.run(self._pool, deadline, search_replica, vectors, request, patience.check)
+            hits = await held.run(self._pool, deadline, search_replica, vectors, request, patience.check, work.lap)
         finally:
             patience.end()
+        hits.fields["stage_us"] = _stage_us(work)
+        return hits
 
 
 def search_replica(
-    replica: Replica, vectors: NDArray[np.float32], request: pb.SearchRequest, check: Callable[[], None]
+    replica: Replica,
+    vectors: NDArray[np.float32],
+    request: pb.SearchRequest,
+    check: Callable[[], None],
+    lap: Lap = untimed,
 ) -> PackedHits:
-    """Searches one replica and packs its hits; blocks.
+    """Searches one replica and packs its hits; blocks. `lap` is called first when a thread has begun ("queue").
 
     Raises:
         ResourceExhausted: the answer cannot be sent.
         VectorfleetError: what `check` raised, which is called between steps.
     """
+    lap("queue")
     hit_bytes_min = HIT_BYTES_MIN + (4 * vectors.shape[1] if request.with_vector else 0)
     hits_max = limits.CALL_BYTES_MAX // hit_bytes_min
     if request.query_count * request.k > hits_max and request.query_count * replica.stats().points > hits_max:
@@ -167,6 +192,7 @@ def search_replica(
         with_vector=request.with_vector,
         wanted=request.filter if request.HasField("filter") else None,
         check=check,
+        lap=lap,
     )
     payloads = hits.payloads or []
     size_bytes = len(hits.ids) * hit_bytes_min + sum(map(len, hits.ids)) + sum(map(len, payloads))
@@ -187,6 +213,12 @@ def warm_up(replica: Replica) -> None:
     """Searches for nothing in particular, so that no user's search is the first: blocks. Raises what a search does."""
     dim = replica.identity.dim
     replica.search(np.random.default_rng(0).standard_normal((WARM_UP_QUERIES, dim), np.float32), WARM_UP_HITS)
+
+
+def _stage_us(work: Work) -> list[int]:
+    """As `ShardResult.stage_us` has it."""
+    spent_s = work.spent_s
+    return [int(1e6 * spent_s.get(stage, 0.0)) for stage in STAGES]
 
 
 def _too_large() -> ResourceExhausted:

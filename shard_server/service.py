@@ -33,6 +33,8 @@ from vectorfleet.errors import InvalidRequest, NotFound, Unavailable, Vectorflee
 from vectorfleet.internal.v1 import shard_service_pb2 as pb
 from vectorfleet.internal.v1 import shard_service_pb2_grpc as pb_grpc
 from vectorfleet.serving import remaining_s
+from vectorfleet.telemetry.process import Telemetry
+from vectorfleet.telemetry.work import current
 
 NAME: Final = pb.DESCRIPTOR.services_by_name["ShardService"].full_name
 CHUNK_BYTES: Final = 1 << 20
@@ -68,10 +70,12 @@ class ShardServicer(pb_grpc.ShardServiceServicer):
         pools: ServicePools,
         data: Path,
         stopping: asyncio.Event,
+        telemetry: Telemetry,
     ) -> None:
         """Takes what answers; `address` is set once it is known, and `stopping` when long streams shall end."""
         self.address = ""
         self._stopping = stopping
+        self._telemetry = telemetry
         self._host = host
         self._searcher = searcher
         self._training = training
@@ -86,11 +90,13 @@ class ShardServicer(pb_grpc.ShardServiceServicer):
         held = await self._host.replica_for(
             request.collection_uid, request.shard, request.epoch, timeout_s=timeout_s, term=request.term
         )
+        current().facts.update(collection=held.record.name, shard=request.shard)
         parts = request.mutation, held.record, held.assignment
         if len(request.mutation.upsert.vectors) <= CHECK_ON_LOOP_BYTES_MAX:
             checking.check_mutation(*parts)
         else:
             await self._pools.reads.run(checking.check_mutation, *parts)
+        current().lap("check")
         applied = await held.write(request.mutation, request.term)
         return pb.WriteResponse(seqno=applied.seqno, affected=applied.affected)
 
@@ -104,8 +110,13 @@ class ShardServicer(pb_grpc.ShardServiceServicer):
         self, requests: AsyncIterator[pb.SearchStreamRequest], context: Context
     ) -> AsyncIterator[pb.SearchStreamResponse]:
         """Answers a router's searches over one stream."""
-        async for response in search_stream.answer_stream(requests, self._searcher.search, self._stopping):
+        async for response in search_stream.answer_stream(requests, self._search, self._stopping):
             yield response
+
+    async def _search(self, request: pb.SearchRequest, timeout_s: float, response: pb.SearchResponse) -> None:
+        """Answers one message of a stream: it is looked at as if it were a call of its own."""
+        with self._telemetry.served(self._telemetry.begin(f"/{NAME}/Search", request.context.items())):
+            await self._searcher.search(request, timeout_s, response)
 
     async def Fetch(self, request: pb.FetchRequest, context: Context) -> pb.FetchResponse:
         """Returns points by id."""
@@ -200,6 +211,7 @@ class ShardServicer(pb_grpc.ShardServiceServicer):
         timeout_s = remaining_s(context, limits.CALL_TIMEOUT_DEFAULT_S)
         deadline = time.monotonic() + timeout_s
         held = await self._host.replica_for(request.collection_uid, request.shard, request.epoch, timeout_s=timeout_s)
+        current().facts.update(collection=held.record.name, shard=request.shard)
         return held, deadline
 
     async def _describe(self, held: HostedReplica, deadline: float) -> pb.ReplicaDescription:

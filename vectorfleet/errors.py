@@ -201,6 +201,7 @@ class VectorfleetError(Exception):
         field: the path of the request field at fault (`queries[3].vector`), or "".
         retryable: whether the same call may succeed later without a change.
         retry_after_s: seconds after which it is worth another try, where the server knows; 0: it does not say.
+        request_id: under which the server's logs tell of the call; "" where no server has answered.
     """
 
     default_reason: ClassVar[str] = "INTERNAL"
@@ -211,6 +212,7 @@ class VectorfleetError(Exception):
         self.message = message
         self.field = field
         self.retry_after_s = retry_after_s
+        self.request_id = ""
         super().__init__(message)
 
     @property
@@ -220,7 +222,8 @@ class VectorfleetError(Exception):
 
     def __str__(self) -> str:
         where = f" (field {self.field})" if self.field else ""
-        return f"{self.reason}: {self.message}{where}"
+        request = f" [request {self.request_id}]" if self.request_id else ""
+        return f"{self.reason}: {self.message}{where}{request}"
 
 
 class InvalidRequest(VectorfleetError):
@@ -326,8 +329,8 @@ def error_for(reason: str, message: str, *, field: str = "", retry_after_s: floa
     return cls(message, reason=reason, field=field, retry_after_s=retry_after_s)
 
 
-def to_status(error: VectorfleetError) -> status_pb2.Status:
-    """Renders an error as `google.rpc.Status` with its machine-readable details."""
+def to_status(error: VectorfleetError, request_id: str = "") -> status_pb2.Status:
+    """Renders an error as `google.rpc.Status` with its machine-readable details, and the id of the call that it is of."""
     details = []
     info = any_pb2.Any()
     info.Pack(error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN))
@@ -343,12 +346,17 @@ def to_status(error: VectorfleetError) -> status_pb2.Status:
         retry = any_pb2.Any()
         retry.Pack(pause)
         details.append(retry)
+    request_id = request_id or error.request_id
+    if request_id:
+        request = any_pb2.Any()
+        request.Pack(error_details_pb2.RequestInfo(request_id=request_id))
+        details.append(request)
     return status_pb2.Status(code=error.code.value[0], message=error.message, details=details)
 
 
-def trailing_metadata(error: VectorfleetError) -> tuple[tuple[str, bytes], ...]:
+def trailing_metadata(error: VectorfleetError, request_id: str = "") -> tuple[tuple[str, bytes], ...]:
     """The trailing metadata under which gRPC carries a rich status; give it to `context.abort`."""
-    return ((DETAILS_KEY, to_status(error).SerializeToString()),)
+    return ((DETAILS_KEY, to_status(error, request_id).SerializeToString()),)
 
 
 def from_status(status: status_pb2.Status) -> VectorfleetError:
@@ -357,20 +365,26 @@ def from_status(status: status_pb2.Status) -> VectorfleetError:
     reason = _REASON_WITHOUT_DETAILS.get(code, "INTERNAL")
     if code is _C.RESOURCE_EXHAUSTED and _TOO_LARGE in status.message:
         reason = "MESSAGE_TOO_LARGE"
-    field, retry_after_s = "", 0.0
+    field = request_id = ""
+    retry_after_s = 0.0
     for detail in status.details:
         info = error_details_pb2.ErrorInfo()
         bad_request = error_details_pb2.BadRequest()
         pause = error_details_pb2.RetryInfo()
+        request = error_details_pb2.RequestInfo()
         if detail.Unpack(info) and info.domain == DOMAIN and info.reason in REASONS:
             reason = info.reason
         elif detail.Unpack(bad_request) and bad_request.field_violations:
             field = bad_request.field_violations[0].field
         elif detail.Unpack(pause):
             retry_after_s = pause.retry_delay.ToNanoseconds() / 1e9
-    return _CLASS_BY_CODE.get(code, InternalError)(
+        elif detail.Unpack(request):
+            request_id = request.request_id
+    error = _CLASS_BY_CODE.get(code, InternalError)(
         status.message, reason=reason, field=field, retry_after_s=retry_after_s
     )
+    error.request_id = request_id
+    return error
 
 
 def from_rpc_error(error: grpc.RpcError) -> VectorfleetError:

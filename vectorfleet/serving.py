@@ -19,6 +19,9 @@ from grpc_reflection.v1alpha import reflection
 
 from vectorfleet import errors, malformed, open_files
 from vectorfleet.rpc_options import CHANNEL_OPTIONS, SERVER_OPTIONS
+from vectorfleet.telemetry.context import REQUEST_ID
+from vectorfleet.telemetry.process import Telemetry
+from vectorfleet.telemetry.work import Work, enter
 from vectorfleet.transport import bind
 
 __all__ = [
@@ -50,6 +53,7 @@ def new_server(
     *,
     outermost: Sequence[grpc.aio.ServerInterceptor] = (),
     reuse_port: bool = False,
+    telemetry: Telemetry | None = None,
 ) -> grpc.aio.Server:
     """Makes a server with our limits that turns every exception of its handlers into the error table's status.
 
@@ -57,10 +61,12 @@ def new_server(
         interceptors: further ones; they run inside the mapping, so that what they raise is mapped too.
         outermost: these run outside of it: they see each call before its request is parsed, and its status, no exceptions.
         reuse_port: True: the port may be shared with other processes that allow it too.
+        telemetry: is told of every call; None: calls get their request ids, and nothing is told.
     """
     own = {"grpc.so_reuseport": int(reuse_port), "grpc.max_allowed_incoming_connections": open_files.connections_max()}
     options = {**dict(SERVER_OPTIONS), **own}
-    return grpc.aio.server(options=list(options.items()), interceptors=[*outermost, RpcErrors(), *interceptors])
+    mapping = RpcErrors(telemetry or Telemetry())
+    return grpc.aio.server(options=list(options.items()), interceptors=[*outermost, mapping, *interceptors])
 
 
 def remaining_s(context: grpc.aio.ServicerContext[Any, Any], default_s: float) -> float:
@@ -73,10 +79,12 @@ class RpcErrors(grpc.aio.ServerInterceptor):
     """Maps what handlers raise, and requests that do not parse, to rich statuses. Handlers just raise.
 
     `VectorfleetError` keeps its reason; what a channel to a peer raised is read back into one; `TimeoutError` becomes
-    DEADLINE_EXCEEDED; anything else is logged with its traceback and becomes INTERNAL, without details for strangers.
+    DEADLINE_EXCEEDED; anything else is logged with its traceback and becomes INTERNAL, without details for strangers. Every
+    answer, also an error, carries the call's request id back.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, telemetry: Telemetry) -> None:
+        self._telemetry = telemetry
         # Every call passes here: a handler is wrapped once, not once a call.
         self._wrapped: dict[str, tuple[object, grpc.RpcMethodHandler[Any, Any]]] = {}
 
@@ -96,10 +104,10 @@ class RpcErrors(grpc.aio.ServerInterceptor):
         changes: dict[str, Any] = {"request_deserializer": _lenient(handler.request_deserializer)}
         for kind in ("unary_unary", "stream_unary"):
             if getattr(handler, kind) is not None:
-                changes[kind] = _guarded(getattr(handler, kind), method)
+                changes[kind] = _guarded(getattr(handler, kind), method, self._telemetry)
         for kind in ("unary_stream", "stream_stream"):
             if getattr(handler, kind) is not None:
-                changes[kind] = _guarded_stream(getattr(handler, kind), method)
+                changes[kind] = _guarded_stream(getattr(handler, kind), method, self._telemetry)
         wrapped: grpc.RpcMethodHandler[Any, Any] = handler._replace(**changes)
         self._wrapped[method] = handler, wrapped
         return wrapped
@@ -213,13 +221,18 @@ class HealthPort:
             await self._server.stop(0)
 
 
-async def abort(context: grpc.aio.ServicerContext[Any, Any], error: errors.VectorfleetError) -> NoReturn:
+async def abort(
+    context: grpc.aio.ServicerContext[Any, Any], error: errors.VectorfleetError, request_id: str = ""
+) -> NoReturn:
     """Ends a call with an error, as its caller reads it; the message is cut to what trailers carry."""
     message = error.message.encode()
     if len(message) > _MESSAGE_BYTES_MAX:
         short = message[:_MESSAGE_BYTES_MAX].decode(errors="ignore") + "…"
         error = errors.error_for(error.reason, short, field=error.field, retry_after_s=error.retry_after_s)
-    await context.abort(error.code, error.message, trailing_metadata=errors.trailing_metadata(error))
+    told: tuple[tuple[str, str | bytes], ...] = errors.trailing_metadata(error, request_id)
+    if request_id:
+        told = (*told, (REQUEST_ID, request_id))
+    await context.abort(error.code, error.message, trailing_metadata=told)
     raise AssertionError("abort raises")
 
 
@@ -271,26 +284,51 @@ def _sound(request: Any) -> Any:
     return _checked(request) if hasattr(request, "__aiter__") else request
 
 
-def _guarded(handle: Callable[..., Awaitable[Any]], method: str) -> Callable[..., Awaitable[Any]]:
+def _guarded(handle: Callable[..., Awaitable[Any]], method: str, telemetry: Telemetry) -> Callable[..., Awaitable[Any]]:
     async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+        work = _begun(method, context, telemetry)
+        reason = "CANCELLED"
         try:
-            return await handle(_sound(request), context)
+            response = await handle(_sound(request), context)
+            reason = ""
+            return response
         except grpc.aio.AbortError:
             raise
         except Exception as error:
-            await abort(context, as_vectorfleet_error(error, method))
+            known = as_vectorfleet_error(error, method)
+            reason = known.reason
+            await abort(context, known, work.request_id)
+        finally:
+            telemetry.end(work, reason)
 
     return call
 
 
-def _guarded_stream(handle: Callable[..., AsyncIterator[Any]], method: str) -> Callable[..., AsyncIterator[Any]]:
+def _guarded_stream(
+    handle: Callable[..., AsyncIterator[Any]], method: str, telemetry: Telemetry
+) -> Callable[..., AsyncIterator[Any]]:
     async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
+        work = _begun(method, context, telemetry)
+        reason = "CANCELLED"
         try:
             async for response in handle(_sound(request), context):
                 yield response
+            reason = ""
         except grpc.aio.AbortError:
             raise
         except Exception as error:
-            await abort(context, as_vectorfleet_error(error, method))
+            known = as_vectorfleet_error(error, method)
+            reason = known.reason
+            await abort(context, known, work.request_id)
+        finally:
+            telemetry.end(work, reason)
 
     return call
+
+
+def _begun(method: str, context: grpc.aio.ServicerContext[Any, Any], telemetry: Telemetry) -> Work:
+    """Begins the work of a call, which has a task of its own."""
+    work = telemetry.begin(method, context.invocation_metadata())
+    context.set_trailing_metadata(((REQUEST_ID, work.request_id),))
+    enter(work)
+    return work

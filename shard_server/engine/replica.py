@@ -30,6 +30,7 @@ from shard_server.engine.answers import ReplicaStats, ShardHits, StoredPoint
 from shard_server.engine.index import Codebook
 from shard_server.engine.search import SearchOptions
 from shard_server.engine.snapshot import Snapshot
+from shard_server.engine.stages import Lap, untimed
 from shard_server.engine.state import Applied, ReplicaIdentity, ReplicaState, points_in
 from shard_server.engine.store import PointRecord
 from shard_server.engine.upkeep import ENCODE_ROWS_MIN, EngineSettings, Upkeep
@@ -102,12 +103,13 @@ class Replica:
 
     # ------------------------------------------------------------------ writing
 
-    def commit(self, mutations: Sequence[storage_pb2.Mutation], term: int) -> list[Applied]:
+    def commit(self, mutations: Sequence[storage_pb2.Mutation], term: int, lap: Lap = untimed) -> list[Applied]:
         """Logs mutations with one fsync and applies them in order: a group commit.
 
         Args:
             mutations: valid ones: finite vectors of the right dimension, no id twice within one.
             term: the primary's term.
+            lap: called after each of `stages.COMMIT`.
 
         Returns:
             One outcome for each mutation, in order.
@@ -121,6 +123,7 @@ class Replica:
             self._raise_if_failed()
             self._require_room(mutations)
             self._wait_for_sealing()
+            lap("room")
             state = self._state
             entries, seqno = [], state.applied
             for mutation in mutations:
@@ -128,10 +131,12 @@ class Replica:
                 seqno += points_in(mutation)
             try:
                 state.store.append(entries, term_changed=term != self.term)
+                lap("sync")
                 self.term = term
                 with state.lock:
                     applied = state.apply(entries)
                     state.publish()
+                lap("apply")
             except Exception as error:
                 # The log may have the writes, memory may have half of them: only opening again, which replays, is sound.
                 self._note(error)
@@ -196,6 +201,7 @@ class Replica:
         with_vector: bool = False,
         wanted: types_pb2.Filter | None = None,
         check: Callable[[], None] = lambda: None,
+        lap: Lap = untimed,
     ) -> ShardHits:
         """Finds each query's nearest points, as of one moment.
 
@@ -209,19 +215,18 @@ class Replica:
             with_vector: return vectors.
             wanted: a valid filter: only points that pass it are found.
             check: called after steps of bounded length; raises to end the search.
+            lap: called after each of `stages.SEARCH`.
         """
         view = self._view if wanted is None else self._view.filtered(wanted)
+        lap("filter")
         options = SearchOptions(k, nprobe, oversample, exact)
-        hits = search.search(view, vectors, options, self.identity.metric, with_vector=with_vector, check=check)
-        payloads = self._payloads(view, hits.ids) if with_payload else None
-        return ShardHits(
-            hits.counts,
-            hits.scores,
-            [point_id.decode() for point_id in hits.ids],
-            payloads,
-            hits.vectors,
-            view.live,
+        hits = search.search(
+            view, vectors, options, self.identity.metric, with_vector=with_vector, check=check, lap=lap
         )
+        payloads = self._payloads(view, hits.ids) if with_payload else None
+        lap("payload")
+        ids = [point_id.decode() for point_id in hits.ids]
+        return ShardHits(hits.counts, hits.scores, ids, payloads, hits.vectors, view.live)
 
     @staticmethod
     def _payloads(view: View, ids: Sequence[bytes]) -> list[bytes]:

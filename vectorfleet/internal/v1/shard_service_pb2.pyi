@@ -7,6 +7,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from vectorfleet.internal.v1 import backup_pb2 as _backup_pb2
 from vectorfleet.internal.v1 import storage_pb2 as _storage_pb2
 from vectorfleet.v1 import cluster_service_pb2 as _cluster_service_pb2
@@ -21,6 +22,56 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _SearchStage:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _SearchStageEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_SearchStage.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    SEARCH_STAGE_UNSPECIFIED: _SearchStage.ValueType  # 0
+    SEARCH_STAGE_QUEUE: _SearchStage.ValueType  # 1
+    """Waited for a thread."""
+    SEARCH_STAGE_FILTER: _SearchStage.ValueType  # 2
+    """Found the rows that pass the filter."""
+    SEARCH_STAGE_COMPARE: _SearchStage.ValueType  # 3
+    """Compared rows one by one: those of buffers; all, where `exact` or where the filter leaves few."""
+    SEARCH_STAGE_LISTS: _SearchStage.ValueType  # 4
+    """Chose inverted lists."""
+    SEARCH_STAGE_SCAN: _SearchStage.ValueType  # 5
+    """Scanned the codes in them."""
+    SEARCH_STAGE_RERANK: _SearchStage.ValueType  # 6
+    """Compared the best candidates again, on raw vectors."""
+    SEARCH_STAGE_RANK: _SearchStage.ValueType  # 7
+    """Put the best of those in their final order, in float64."""
+    SEARCH_STAGE_IDS: _SearchStage.ValueType  # 8
+    """Read the ids, and vectors where they were asked for."""
+    SEARCH_STAGE_PAYLOAD: _SearchStage.ValueType  # 9
+    """Looked the payloads up."""
+
+class SearchStage(_SearchStage, metaclass=_SearchStageEnumTypeWrapper):
+    """What a search on one shard consists of, in order. A batch in several blocks goes through some of them several times."""
+
+SEARCH_STAGE_UNSPECIFIED: SearchStage.ValueType  # 0
+SEARCH_STAGE_QUEUE: SearchStage.ValueType  # 1
+"""Waited for a thread."""
+SEARCH_STAGE_FILTER: SearchStage.ValueType  # 2
+"""Found the rows that pass the filter."""
+SEARCH_STAGE_COMPARE: SearchStage.ValueType  # 3
+"""Compared rows one by one: those of buffers; all, where `exact` or where the filter leaves few."""
+SEARCH_STAGE_LISTS: SearchStage.ValueType  # 4
+"""Chose inverted lists."""
+SEARCH_STAGE_SCAN: SearchStage.ValueType  # 5
+"""Scanned the codes in them."""
+SEARCH_STAGE_RERANK: SearchStage.ValueType  # 6
+"""Compared the best candidates again, on raw vectors."""
+SEARCH_STAGE_RANK: SearchStage.ValueType  # 7
+"""Put the best of those in their final order, in float64."""
+SEARCH_STAGE_IDS: SearchStage.ValueType  # 8
+"""Read the ids, and vectors where they were asked for."""
+SEARCH_STAGE_PAYLOAD: SearchStage.ValueType  # 9
+"""Looked the payloads up."""
+Global___SearchStage: _TypeAlias = SearchStage  # noqa: Y015
 
 @_typing.final
 class WriteRequest(_message.Message):
@@ -83,6 +134,26 @@ Global___WriteResponse: _TypeAlias = WriteResponse  # noqa: Y015
 class SearchRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class ContextEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     COLLECTION_UID_FIELD_NUMBER: _builtins.int
     EPOCH_FIELD_NUMBER: _builtins.int
     TARGETS_FIELD_NUMBER: _builtins.int
@@ -95,6 +166,7 @@ class SearchRequest(_message.Message):
     WITH_PAYLOAD_FIELD_NUMBER: _builtins.int
     WITH_VECTOR_FIELD_NUMBER: _builtins.int
     FILTER_FIELD_NUMBER: _builtins.int
+    CONTEXT_FIELD_NUMBER: _builtins.int
     collection_uid: _builtins.str
     epoch: _builtins.int
     vectors: _builtins.bytes
@@ -114,6 +186,10 @@ class SearchRequest(_message.Message):
     def filter(self) -> _types_pb2.Filter:
         """Absent: all points. Validated."""
 
+    @_builtins.property
+    def context(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """On a stream: what the metadata of a call of its own would carry, x-request-id and W3C trace context."""
+
     def __init__(
         self,
         *,
@@ -129,10 +205,11 @@ class SearchRequest(_message.Message):
         with_payload: _builtins.bool = ...,
         with_vector: _builtins.bool = ...,
         filter: _types_pb2.Filter | None = ...,
+        context: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection_uid", b"collection_uid", "epoch", b"epoch", "exact", b"exact", "filter", b"filter", "k", b"k", "nprobe", b"nprobe", "oversample", b"oversample", "query_count", b"query_count", "targets", b"targets", "vectors", b"vectors", "with_payload", b"with_payload", "with_vector", b"with_vector"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection_uid", b"collection_uid", "context", b"context", "epoch", b"epoch", "exact", b"exact", "filter", b"filter", "k", b"k", "nprobe", b"nprobe", "oversample", b"oversample", "query_count", b"query_count", "targets", b"targets", "vectors", b"vectors", "with_payload", b"with_payload", "with_vector", b"with_vector"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -258,6 +335,7 @@ class ShardResult(_message.Message):
     PAYLOADS_FIELD_NUMBER: _builtins.int
     VECTORS_FIELD_NUMBER: _builtins.int
     MATCHING_POINTS_FIELD_NUMBER: _builtins.int
+    STAGE_US_FIELD_NUMBER: _builtins.int
     shard: _builtins.int
     error_reason: _builtins.str
     """Empty: it answered. Otherwise a reason of docs/errors.md."""
@@ -278,6 +356,10 @@ class ShardResult(_message.Message):
     def payloads(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
         """Empty, or one a hit."""
 
+    @_builtins.property
+    def stage_us(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """What the time went on, in microseconds: stage_us[i] is of the SearchStage i + 1."""
+
     def __init__(
         self,
         *,
@@ -290,10 +372,11 @@ class ShardResult(_message.Message):
         payloads: _abc.Iterable[_builtins.bytes] | None = ...,
         vectors: _builtins.bytes = ...,
         matching_points: _builtins.int = ...,
+        stage_us: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "error_message", b"error_message", "error_reason", b"error_reason", "ids", b"ids", "matching_points", b"matching_points", "payloads", b"payloads", "scores", b"scores", "shard", b"shard", "vectors", b"vectors"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "error_message", b"error_message", "error_reason", b"error_reason", "ids", b"ids", "matching_points", b"matching_points", "payloads", b"payloads", "scores", b"scores", "shard", b"shard", "stage_us", b"stage_us", "vectors", b"vectors"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
