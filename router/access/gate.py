@@ -35,6 +35,8 @@ from router.access.rules import RULES, Needs, Rule
 from router.access.scopes import Action
 from vectorfleet import errors, serving
 from vectorfleet.audit import AuditLog
+from vectorfleet.telemetry.context import read
+from vectorfleet.telemetry.work import current_or_none
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
@@ -45,8 +47,6 @@ STRANGERS_LINES_PER_S: Final = 100
 """Lines for calls without a valid credential; what comes beyond shares one line a second, so that no stranger fills the disk."""
 STREAM_PAUSE_MAX_S: Final = 1.0
 """A stream that waits for its limits looks so often whether its credential still holds."""
-_REQUEST_ID: Final = "x-request-id"
-_REQUEST_ID_CHARS_MAX: Final = 64
 _NO_RULE: Final = Rule(Needs.CREDENTIAL, Action.ADMIN)
 """Of a method that does not exist: those who may come in learn that it does not."""
 _SHOWN_CHARS_MAX: Final = 150
@@ -66,6 +66,7 @@ class _Call:
     messages: dict[str, int] = field(default_factory=dict)
     """By collection."""
     details: dict[str, str] = field(default_factory=dict)
+    _request_id: str = ""
 
     def note(self, collection: str) -> None:
         """Counts a message."""
@@ -73,11 +74,11 @@ class _Call:
             self.messages[collection] = self.messages.get(collection, 0) + 1
 
     def request_id(self) -> str:
-        """The caller's own, where it gave a sensible one."""
-        for name, value in self.metadata or ():
-            if name == _REQUEST_ID and isinstance(value, str) and value.isascii() and value.isprintable():
-                return value[:_REQUEST_ID_CHARS_MAX]
-        return secrets.token_hex(8)
+        """The one that its answer and the router's log carry; of a call that is refused here, the caller's own or a new one."""
+        served = current_or_none()
+        if not self._request_id:
+            self._request_id = read(self.metadata or ()).request_id or secrets.token_hex(8)
+        return self._request_id if served is None else served.request_id
 
 
 Enter: TypeAlias = Callable[[_Call, Any], Any]
@@ -246,7 +247,7 @@ class Gate(grpc.aio.ServerInterceptor):
         """Accounts for a call that failed; answers it, where that was decided here."""
         if isinstance(error, errors.VectorfleetError):
             self._account(call, context, error.code.name, error.reason)
-            await serving.abort(context, error)
+            await serving.abort(context, error, call.request_id())
         elif isinstance(error, grpc.aio.AbortError):
             self._account(call, context, *_told(context))
         else:  # the caller is gone, or has what it wanted
