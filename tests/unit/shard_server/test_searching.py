@@ -71,18 +71,21 @@ async def searching() -> AsyncIterator[tuple[Searcher, Searched]]:
 
 async def test_a_search_past_its_deadline_gives_its_thread_back() -> None:
     async with searching() as (searcher, _):
-        late = await searcher.search(request(ENDLESS), timeout_s=0.1)
+        late = pb.SearchResponse()
+        await searcher.search(request(ENDLESS), 0.1, late)
         assert late.results[0].error_reason == "DEADLINE_EXCEEDED"
-        answer = await searcher.search(request(1), TIMEOUT_S)
+        answer = pb.SearchResponse()
+        await searcher.search(request(1), TIMEOUT_S, answer)
         assert answer.results[0].error_reason == ""
 
 
 async def test_a_cancelled_search_gives_its_thread_back() -> None:
     async with searching() as (searcher, fake):
-        gone = asyncio.create_task(searcher.search(request(ENDLESS), timeout_s=1000.0))
+        gone = asyncio.create_task(searcher.search(request(ENDLESS), 1000.0, pb.SearchResponse()))
         assert await asyncio.to_thread(fake.started.wait, TIMEOUT_S)
         gone.cancel()
         await asyncio.wait([gone])
         assert gone.cancelled()
-        answer = await searcher.search(request(1), TIMEOUT_S)
+        answer = pb.SearchResponse()
+        await searcher.search(request(1), TIMEOUT_S, answer)
         assert answer.results[0].error_reason == ""
