@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import replace
 from typing import Any, Final
 
 import grpc
 
-from router import search_stream, tokens, validation
+from router import contents, search_stream, tokens, validation
 from router.budget import ByteBudget
 from router.catalog import Catalog
 from router.deadline import Deadline
 from router.embedding import Embedder, Purpose
+from router.reads import Reads
 from router.results import search_response
 from router.searches import MERGE_ON_LOOP_MAX, Searches, Share
 from router.texts import embed_texts
-from router.validation import SearchOptions
+from router.validation import Matrix, SearchOptions
 from vectorfleet import errors, limits
 from vectorfleet.cluster.shard_map import CollectionRecord
 from vectorfleet.telemetry.process import Telemetry
@@ -35,12 +37,14 @@ class SearchService:
         self,
         catalog: Catalog,
         searches: Searches,
+        reads: Reads,
         embedder: Embedder,
         stopping: asyncio.Event,
         telemetry: Telemetry,
     ) -> None:
         self._catalog = catalog
         self._searches = searches
+        self._reads = reads
         self._embedder = embedder
         self._stopping = stopping
         self._telemetry = telemetry
@@ -115,13 +119,31 @@ class SearchService:
             )
             if queries.texts:
                 work.lap("embed")
-            share = await self._searches.search(record, vectors, options, min_seqno, deadline)
+            share = await self._search(record, vectors, options, min_seqno, deadline)
             work.skip()
             work.facts["coverage"] = f"{share.coverage.shards_answered}/{share.coverage.shards_total}"
             _demand(min_coverage, share)
             response = await _render(share, record.dim, options, packed=request.packed)
             work.lap("render")
             return response
+
+    async def _search(
+        self,
+        record: CollectionRecord,
+        vectors: Matrix,
+        options: SearchOptions,
+        min_seqno: Mapping[int, int],
+        deadline: Deadline,
+    ) -> Share:
+        """Searches, with what hits carry; in two rounds where that does not fit the messages of one."""
+        try:
+            return await self._searches.search(record, vectors, options, min_seqno, deadline)
+        except errors.ResourceExhausted as error:
+            if error.reason != "RESPONSE_TOO_LARGE" or not (options.with_payload or options.with_vector):
+                raise
+        bare = replace(options, with_payload=False, with_vector=False)
+        share = await self._searches.search(record, vectors, bare, min_seqno, deadline)
+        return await contents.looked_up(self._reads, record, share, options, deadline)
 
     async def _answer_message(
         self, request: search_service_pb2.SearchRequest, deadline: Deadline

@@ -106,13 +106,14 @@ class Router:
 
         catalog = Catalog(coordinator, self._nodes, self._embedder)
         calls = ShardCalls(coordinator, self._nodes)
-        points = PointService(catalog, Writes(calls), Reads(coordinator, self._nodes, calls), self._embedder)
+        reads = Reads(coordinator, self._nodes, calls)
+        points = PointService(catalog, Writes(calls), reads, self._embedder)
         add_CollectionServiceServicer_to_server(CollectionService(catalog), self._server)
         add_PointServiceServicer_to_server(points, self._server)
         backups = Backups(coordinator, self._nodes, catalog, calls)
         add_ClusterServiceServicer_to_server(ClusterService(coordinator, self._nodes, backups), self._server)
         add_KeyServiceServicer_to_server(KeyService(coordinator, authenticating=self._access.required), self._server)
-        SearchService(catalog, self._searches, self._embedder, self._stopping, telemetry).install(self._server)
+        SearchService(catalog, self._searches, reads, self._embedder, self._stopping, telemetry).install(self._server)
         self._health.install(self._server, SERVICES)
 
     async def run(self, stopping: asyncio.Event, on_ready: Callable[[str], None]) -> None:

@@ -34,6 +34,7 @@ class FakeNode(pb_grpc.ShardServiceServicer):
         refuse: shard → the error that it answers with.
         stale: how many calls are refused as stale first.
         queries_max: a search with more would pass the message limit.
+        hits_max: a search that is asked for more hits of a query, with what they carry, would.
         gate: searches, writes and descriptions wait for it.
         busy: searches alone wait for it.
         searches: the search requests that came.
@@ -46,6 +47,7 @@ class FakeNode(pb_grpc.ShardServiceServicer):
     refuse: dict[int, errors.VectorfleetError] = field(default_factory=dict)
     stale: int = 0
     queries_max: int = 1024
+    hits_max: int = 10_000
     gate: asyncio.Event = field(default_factory=asyncio.Event)
     busy: asyncio.Event = field(default_factory=asyncio.Event)
     searches: list[pb.SearchRequest] = field(default_factory=list)
@@ -80,7 +82,8 @@ class FakeNode(pb_grpc.ShardServiceServicer):
         self.searches.append(request)
         await self._enter()
         await self.busy.wait()
-        if request.query_count > self.queries_max:
+        carried = request.with_payload or request.with_vector
+        if request.query_count > self.queries_max or (carried and request.k > self.hits_max):
             raise errors.ResourceExhausted("too much", reason="RESPONSE_TOO_LARGE")
         return pb.SearchResponse(results=[self._search(request, target.shard) for target in request.targets])
 
