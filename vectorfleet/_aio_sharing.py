@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from vectorfleet import _answers as answers
 from vectorfleet import _codec as codec
 from vectorfleet import _shared_call as shared_call
+from vectorfleet import _tracing as tracing
 from vectorfleet import errors, limits
 from vectorfleet._attempts import client_closed
 from vectorfleet._models import SearchResult
@@ -23,6 +24,7 @@ class _Waiting:
     deadline_s: float
     share: asyncio.Future[SearchResult | None]
     """None: go on alone."""
+    span: tracing.CallSpan | None
 
 
 class AioSharing:
@@ -43,12 +45,14 @@ class AioSharing:
 
     async def search(self, plan: codec.Search, timeout_s: float) -> SearchResult:
         """Answers a search, in a call of its own or in one that it shares. Raises what `alone` does."""
-        if plan.lane is None:
-            return await self._alone(plan, timeout_s)
-        waiting = _Waiting(plan, time.monotonic() + timeout_s, asyncio.get_running_loop().create_future())
-        self._lanes.put((plan.lane, timeout_s), waiting)
-        result = await waiting.share
-        return result or await self._alone(plan, shared_call.time_left_s(waiting.deadline_s, time.monotonic()))
+        with tracing.searching() as span:
+            if plan.lane is None:
+                return await self._alone(plan, timeout_s)
+            share: asyncio.Future[SearchResult | None] = asyncio.get_running_loop().create_future()
+            waiting = _Waiting(plan, time.monotonic() + timeout_s, share, span)
+            self._lanes.put((plan.lane, timeout_s), waiting)
+            result = await share
+            return result or await self._alone(plan, shared_call.time_left_s(waiting.deadline_s, time.monotonic()))
 
     async def close(self) -> None:
         """Ends all searches that wait or are under way: `CLIENT_CLOSED`."""
@@ -66,11 +70,12 @@ class AioSharing:
         _cancel_with_the_last(here)
         try:
             left_s = shared_call.time_left_s(min(waiting.deadline_s for waiting in here), time.monotonic())
-            if len(here) == 1:
-                _settle(here[0], await self._alone(here[0].plan, left_s))
-                return
-            plans = [waiting.plan for waiting in here]
-            (response,) = await self._ask([shared_call.join(plans)], 1, left_s)
+            with tracing.sharing([waiting.span for waiting in here]):
+                if len(here) == 1:
+                    _settle(here[0], await self._alone(here[0].plan, left_s))
+                    return
+                plans = [waiting.plan for waiting in here]
+                (response,) = await self._ask([shared_call.join(plans)], 1, left_s)
             for waiting, result in zip(here, shared_call.divide(response, plans), strict=True):
                 _settle(waiting, result)
         except Exception as error:

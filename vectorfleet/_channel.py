@@ -9,6 +9,7 @@ import grpc
 from vectorfleet._arguments import target
 from vectorfleet._attempts import NOT_REACHED, failure_of
 from vectorfleet._security import Security, hint, resolve
+from vectorfleet._tracing import traced
 from vectorfleet._version import __version__
 from vectorfleet.errors import Unavailable, VectorfleetError
 from vectorfleet.rpc_options import CHANNEL_OPTIONS
@@ -43,14 +44,14 @@ class Endpoint:
     def channel(self) -> grpc.Channel:
         """Makes a channel; it connects when first used. Raises `InvalidRequest` where a file cannot be used."""
         if self._security.tls:
-            return grpc.secure_channel(self.address, self._security.credentials(), options=CLIENT_OPTIONS)
-        return grpc.insecure_channel(self.address, options=CLIENT_OPTIONS)
+            return traced(grpc.secure_channel(self.address, self._security.credentials(), options=CLIENT_OPTIONS))
+        return traced(grpc.insecure_channel(self.address, options=CLIENT_OPTIONS))
 
     def aio_channel(self) -> grpc.aio.Channel:
         """The same for asyncio; to be made in the loop that uses it."""
         if self._security.tls:
-            return grpc.aio.secure_channel(self.address, self._security.credentials(), options=CLIENT_OPTIONS)
-        return grpc.aio.insecure_channel(self.address, options=CLIENT_OPTIONS)
+            return traced(grpc.aio.secure_channel(self.address, self._security.credentials(), options=CLIENT_OPTIONS))
+        return traced(grpc.aio.insecure_channel(self.address, options=CLIENT_OPTIONS))
 
     def failure(self, error: BaseException, *, closed: bool) -> VectorfleetError:
         """Reads what a channel raised; says what a connection that did not come about may mean."""

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from vectorfleet import _answers as answers
 from vectorfleet import _codec as codec
 from vectorfleet import _shared_call as shared_call
+from vectorfleet import _tracing as tracing
 from vectorfleet import errors, limits
 from vectorfleet._models import SearchResult
 from vectorfleet.batching import Lane
@@ -32,6 +33,7 @@ def _locked() -> threading.Lock:
 class _Waiting:
     plan: codec.Search
     deadline_s: float
+    span: tracing.CallSpan | None
     settled: bool = False
     outcome: SearchResult | errors.VectorfleetError | None = None
     """Once settled: None: go on alone."""
@@ -55,10 +57,16 @@ class ThreadSharing:
 
     def search(self, plan: codec.Search, timeout_s: float) -> SearchResult:
         """Answers a search, in a call of its own or in one that it shares. Raises what `alone` does."""
-        if plan.lane is None:
-            return self._alone(plan, timeout_s)
-        key = plan.lane, timeout_s
-        mine = _Waiting(plan, time.monotonic() + timeout_s)
+        with tracing.searching() as span:
+            return (
+                self._alone(plan, timeout_s) if plan.lane is None else self._together(plan, timeout_s, plan.lane, span)
+            )
+
+    def _together(
+        self, plan: codec.Search, timeout_s: float, like: tuple[bytes, int], span: tracing.CallSpan | None
+    ) -> SearchResult:
+        key = like, timeout_s
+        mine = _Waiting(plan, time.monotonic() + timeout_s, span)
         with self._lock:
             lane = self._lanes.get(key)
             if lane is None:
@@ -108,10 +116,11 @@ class ThreadSharing:
         plans = [waiting.plan for waiting in here]
         try:
             left_s = shared_call.time_left_s(min(waiting.deadline_s for waiting in here), time.monotonic())
-            if len(here) == 1:
-                here[0].outcome = self._alone(plans[0], left_s)
-                return
-            (response,) = self._ask([shared_call.join(plans)], 1, left_s)
+            with tracing.sharing([waiting.span for waiting in here]):
+                if len(here) == 1:
+                    here[0].outcome = self._alone(plans[0], left_s)
+                    return
+                (response,) = self._ask([shared_call.join(plans)], 1, left_s)
             for waiting, result in zip(here, shared_call.divide(response, plans), strict=True):
                 waiting.outcome = result
         except errors.VectorfleetError as error:

@@ -31,7 +31,7 @@ DOORS = {
         "vectorfleet/cli/parquet_file.py",
         "loadtest/peers/lance.py",
     },  # the second in LanceDB's own environment
-    "opentelemetry": {"vectorfleet/telemetry/tracing.py"},
+    "opentelemetry": {"vectorfleet/telemetry/receiver.py", "vectorfleet/telemetry/tracing.py"},
 }
 PURE = (
     "vectorfleet/limits.py",

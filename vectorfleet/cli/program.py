@@ -21,6 +21,7 @@ from vectorfleet.cli.rows import FileError
 from vectorfleet.cli.searching import search
 from vectorfleet.cli.sizing import sizing
 from vectorfleet.cli.status import status
+from vectorfleet.cli.traces import traces
 from vectorfleet.cli.up import up
 from vectorfleet.errors import VectorfleetError
 from vectorfleet.local.failure import LocalClusterError
@@ -63,5 +64,5 @@ def main() -> None:
     """A sharded vector search cluster: start one, load it, ask it."""
 
 
-for _command in (up, load, search, status, create, drop, get, delete, count, backup, restore, sizing, certs):
+for _command in (up, load, search, status, create, drop, get, delete, count, backup, restore, sizing, certs, traces):
     main.add_command(_command)

@@ -1,0 +1,182 @@
+"""One query, seen in every process that it passes: real processes export, a receiver that speaks the real protocol listens."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+import uuid
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import vectorfleet
+from vectorfleet.cli.traces import lines_of
+from vectorfleet.local import LocalCluster
+from vectorfleet.telemetry.receiver import OtlpReceiver, ReceivedSpan
+
+TIMEOUT_S = 60.0
+ROUTER_SEARCH = "vectorfleet.v1.SearchService/Search"
+NODE_SEARCH = "vectorfleet.internal.v1.ShardService/Search"
+
+CLIENT = """
+import sys
+import numpy as np
+from opentelemetry import trace
+from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+import vectorfleet
+address, endpoint, name = sys.argv[1:]
+provider = TracerProvider(resource=Resource.create({"service.name": "program"}))
+provider.add_span_processor(SimpleSpanProcessor(OTLPSpanExporter(endpoint=endpoint)))
+trace.set_tracer_provider(provider)
+with vectorfleet.Client(address) as client, trace.get_tracer("program").start_as_current_span("a user's request") as span:
+    client.upsert(name, ids=["late"], vectors=np.ones((1, 8), np.float32))
+    result = client.search(name, vectors=np.ones(8, np.float32), k=3, with_payload=True)
+    assert result.coverage.complete
+    print(f"{span.get_span_context().trace_id:032x}")
+provider.shutdown()
+"""
+
+
+class Heard:
+    """The spans that came, by trace."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._spans: list[ReceivedSpan] = []
+
+    def take(self, spans: Sequence[ReceivedSpan]) -> None:
+        with self._changed:
+            self._spans.extend(spans)
+            self._changed.notify_all()
+
+    def trace(self, trace_id: str) -> list[ReceivedSpan]:
+        return [span for span in self._spans if span.trace_id == trace_id]
+
+    def wait_for(self, trace_id: str, *names: str) -> list[ReceivedSpan]:
+        """The spans of a trace, once those of these names are there, each as often as it is named."""
+
+        def there() -> bool:
+            found = [span.name for span in self.trace(trace_id)]
+            return all(found.count(name) >= names.count(name) for name in names)
+
+        with self._changed:
+            assert self._changed.wait_for(there, TIMEOUT_S), [span.name for span in self._spans]
+            return self.trace(trace_id)
+
+
+@pytest.fixture(scope="module")
+def heard() -> Iterator[tuple[Heard, str]]:
+    one = Heard()
+    receiver = OtlpReceiver(one.take)
+    yield one, f"http://{receiver.start()}"
+    receiver.stop()
+
+
+@pytest.fixture(scope="module")
+def traced(tmp_path_factory: pytest.TempPathFactory, heard: tuple[Heard, str]) -> Iterator[LocalCluster]:
+    """A cluster that follows its callers' decisions, sends spans at once, and takes every search for slow."""
+    options = ("--otlp-endpoint", heard[1], "--trace-ratio", "0", "--log-format", "json", "--slow-query-ms", "0.001")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OTEL_BSP_SCHEDULE_DELAY", "100")
+        cluster = LocalCluster(tmp_path_factory.mktemp("traced"), nodes=2, shard_args=options, router_args=options)
+        with cluster:
+            yield cluster
+
+
+@pytest.fixture
+def films(traced: LocalCluster) -> Iterator[str]:
+    name = f"t-{uuid.uuid4().hex[:8]}"
+    with vectorfleet.Client(traced.address, timeout=TIMEOUT_S) as client:
+        client.create_collection(name, dim=8, shards=4)
+        vectors = np.random.default_rng(1).standard_normal((400, 8), np.float32)
+        client.upsert(name, ids=range(400), vectors=vectors, payloads=[{"secret": "hunter2"}] * 400)
+    return name
+
+
+def test_one_query_is_seen_in_every_process(traced: LocalCluster, heard: tuple[Heard, str], films: str) -> None:
+    program = [sys.executable, "-c", CLIENT, traced.address, heard[1], films]
+    done = subprocess.run(program, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+    assert done.returncode == 0, done.stderr
+    trace_id = done.stdout.strip()
+    spans = heard[0].wait_for(
+        trace_id, "a user's request", "vectorfleet search", "validate", "merge", "render", "node", "node",
+        NODE_SEARCH, NODE_SEARCH, "shard", "shard", "shard", "shard", "compare", "rank", "ids", "payload",
+        "commit", "sync", "apply",
+    )  # fmt: skip
+    print("\n".join(lines_of(spans)))
+    by_id = {span.span_id: span for span in spans}
+
+    def ancestors(span: ReceivedSpan) -> list[tuple[str, str]]:
+        found = []
+        while span.parent_id:
+            span = by_id[span.parent_id]
+            found.append((span.service, span.name))
+        return found
+
+    searches = [span for span in spans if span.name == NODE_SEARCH]
+    assert {span.instance for span in searches} == {"node-0", "node-1"}
+    router, node, program_ = "vectorfleet-router", "vectorfleet-shard-server", "program"
+    for span in searches:
+        assert ancestors(span) == [
+            (router, "node"), (router, "batch"), (router, ROUTER_SEARCH), (program_, ROUTER_SEARCH),
+            (program_, "vectorfleet search"), (program_, "a user's request"),
+        ]  # fmt: skip
+    for name in ("compare", "rank", "ids", "payload"):
+        stages = [span for span in spans if span.name == name]
+        assert [ancestors(span)[:2] for span in stages] == [[(node, "shard"), (node, NODE_SEARCH)]] * 4, name
+    for span in spans:
+        assert span.begun_ns <= span.ended_ns
+        parent = by_id.get(span.parent_id)
+        if parent is not None:
+            assert parent.begun_ns <= span.begun_ns, (span, parent)
+            assert span.ended_ns <= parent.ended_ns, (span, parent)
+    (sync,) = (span for span in spans if span.name == "sync")
+    assert ancestors(sync)[0] == (node, "commit")
+
+
+def test_a_slow_query_that_nobody_chose_has_a_line_a_trace_and_no_secret(
+    traced: LocalCluster, heard: tuple[Heard, str], films: str
+) -> None:
+    with vectorfleet.Client(traced.address, timeout=TIMEOUT_S) as client:
+        client.search(films, vectors=np.ones(8, np.float32), k=7, filter={"secret": "hunter2"}, with_payload=True)
+    text = traced.processes["router-0"].log_path.read_text()
+    told = [
+        one["slow_query"]
+        for line in text.splitlines()
+        if '"slow_query"' in line and (one := json.loads(line)) and one["slow_query"].get("k") == 7
+    ]
+    (slow,) = (one for one in told if one["collection"] == films)
+    assert slow["filter"] is True
+    assert slow["coverage"] == "4/4"
+    assert slow["request_id"]
+    (batch,) = slow["parts"]
+    assert {part["node"] for part in batch["parts"]} == {"node-0", "node-1"}
+    assert sum(len(part["shards_us"]) for part in batch["parts"]) == 4
+    assert "hunter2" not in text
+    heard[0].wait_for(slow["trace_id"], ROUTER_SEARCH, "batch", "node", "node")
+    nodes = "".join(traced.processes[name].log_path.read_text() for name in ("node-0", "node-1"))
+    assert f'"request_id": "{slow["request_id"]}"' in nodes, "the same id on both sides"
+
+
+def test_a_collector_that_hangs_holds_up_nobody(tmp_path: Path) -> None:
+    hangs = threading.Event()
+    receiver = OtlpReceiver(lambda spans: bool(hangs.wait(TIMEOUT_S)))
+    options = ("--otlp-endpoint", f"http://{receiver.start()}", "--trace-ratio", "1")
+    cluster = LocalCluster(tmp_path, nodes=1, shard_args=options, router_args=options)
+    try:
+        with cluster, vectorfleet.Client(cluster.address, timeout=TIMEOUT_S) as client:
+            client.create_collection("c", dim=8, shards=1)
+            client.upsert("c", ids=range(50), vectors=np.ones((50, 8), np.float32))
+            for _ in range(600):  # more spans than the exporter's queue takes
+                assert client.search("c", vectors=np.ones(8, np.float32), k=1).coverage.complete
+        assert [cluster.processes[name].exit_code for name in ("node-0", "router-0")] == [0, 0], "stopped in time"
+    finally:
+        hangs.set()
+        receiver.stop()
