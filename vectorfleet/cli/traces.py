@@ -84,7 +84,7 @@ def lines_of(spans: Sequence[ReceivedSpan]) -> list[str]:
         )
         error = f" FAILED: {span.error}" if span.error else ""
         linked = f" (linked to {len(span.links)})" if span.links else ""
-        where = span.instance or span.service
+        where = span.instance if span.service.startswith("vectorfleet-") else span.service
         name = "  " * depth + shorten(span.name.removeprefix("vectorfleet."), max(8, _NAME_WIDTH - 2 * depth))
         began_ms, took_ms = (span.begun_ns - origin_ns) / 1e6, (span.ended_ns - span.begun_ns) / 1e6
         line = f"{began_ms:9.3f} {took_ms:9.3f}  {name:<{_NAME_WIDTH}} {where:<9} {facts}{linked}{error}"
