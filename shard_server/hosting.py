@@ -1,8 +1,9 @@
 """Which replicas this node holds: follows the shard map, opens what is assigned, closes what no longer is.
 
 `apply` compares a cluster state with what is held and starts the differences as tasks; applying a state twice changes
-nothing. A replica that cannot be opened stays, failed, and answers with its reason; the others go on. Files are removed only
-of collections that the state names as deleted: one that is merely absent from the map keeps them.
+nothing. A replica that cannot be opened stays, failed, and answers with its reason; the others go on. After a full disk,
+or another shortage that passes, it is tried again. Files are removed only of collections that the state names as deleted: one
+that is merely absent from the map keeps them.
 """
 
 from __future__ import annotations
@@ -282,7 +283,7 @@ class ReplicaHost:
                 log = _log.exception if failure.reason == "INTERNAL" else _log.error
                 log("%s is out of service: %s", held.name, failure)
                 held.fail(failure)
-            if failure.reason != "DISK_FULL":
+            if failure.reason != "DISK_FULL" and not failure.retryable:
                 return
             await asyncio.sleep(delay_s)
             delay_s = min(2 * delay_s, RETRY_MAX_S)
@@ -434,6 +435,8 @@ def as_failure(error: Exception) -> VectorfleetError:
         return error
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return ResourceExhausted(f"the node's disk is full: {error}", reason="DISK_FULL")
+    if isinstance(error, OSError) and error.errno in (errno.ENOMEM, errno.EMFILE, errno.ENFILE):
+        return Unavailable(f"its files cannot be opened at present: {error}")
     if isinstance(error, OSError):
         return DataLoss(f"its files cannot be opened: {error}")
     return InternalError(f"{type(error).__name__}: {error}")

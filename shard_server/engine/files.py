@@ -7,6 +7,7 @@ flipped bit.
 
 from __future__ import annotations
 
+import errno
 import os
 import struct
 from collections.abc import Iterable, Iterator, Sequence
@@ -23,6 +24,17 @@ HEADER_BYTES: Final = 64
 FORMAT_VERSION: Final = 1
 _HEADER: Final = struct.Struct("<8sIIQ40x")
 _CHUNK_BYTES: Final = 1 << 22
+_SHORTAGES: Final = (errno.ENOMEM, errno.EMFILE, errno.ENFILE)
+"""What a process or a machine runs out of for a while, memory to map or open files: it says nothing about the file."""
+
+
+def unreadable(path: Path, error: Exception) -> OSError | DataLoss:
+    """What to raise where `error` kept a file from being read: `OSError` for a shortage that passes, else `DataLoss`."""
+    words = (error.strerror if isinstance(error, OSError) else str(error)) or repr(error)
+    for number in _SHORTAGES:
+        if os.strerror(number) in words:
+            return OSError(number, os.strerror(number), str(path))
+    return DataLoss(f"{path} cannot be read: {words}")
 
 
 def header(kind: bytes, columns: int, rows: int) -> bytes:
@@ -55,7 +67,7 @@ def check_header(path: Path, kind: bytes, *, at_end: bool = False) -> tuple[int,
                 file.seek(max(0, path.stat().st_size - HEADER_BYTES))
             raw = file.read(HEADER_BYTES)
     except OSError as error:
-        raise DataLoss(f"{path} cannot be read: {error.strerror}") from error
+        raise unreadable(path, error) from error
     return parse_header(raw, kind, path)
 
 
@@ -132,7 +144,7 @@ def _chunks(path: Path, digest: xxhash.xxh3_64) -> Iterator[int]:
                 digest.update(chunk)
                 yield len(chunk)
     except OSError as error:
-        raise DataLoss(f"{path} cannot be read: {error.strerror}") from error
+        raise unreadable(path, error) from error
 
 
 def check_size(path: Path, entry: storage_pb2.FileEntry) -> None:
@@ -140,6 +152,6 @@ def check_size(path: Path, entry: storage_pb2.FileEntry) -> None:
     try:
         size = path.stat().st_size
     except OSError as error:
-        raise DataLoss(f"{path} cannot be read: {error.strerror}") from error
+        raise unreadable(path, error) from error
     if size != entry.bytes:
         raise DataLoss(f"{path} has {size} bytes where the manifest says {entry.bytes}")

@@ -184,12 +184,12 @@ class SegmentIndex:
     """The encoded rows of one segment, mapped from its file; row numbers are FAISS ids. Read-only and thread-safe."""
 
     def __init__(self, path: Path) -> None:
-        """Maps the file, which is known to be whole. Raises `DataLoss` where it is of an unknown format."""
+        """Maps the file, which is known to be whole. Raises `DataLoss` where it is of an unknown format, and `OSError`."""
         files.check_header(path, _INDEX, at_end=True)
         try:
             self._index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC | faiss.IO_FLAG_READ_ONLY)
         except RuntimeError as error:
-            raise DataLoss(f"{path} cannot be read: {error}") from error
+            raise files.unreadable(path, error) from error
         self.rows = int(self._index.ntotal)
         self._parameters = (
             faiss.IVFPQSearchParameters if isinstance(self._index, faiss.IndexIVFPQ) else faiss.IVFSearchParameters

@@ -297,6 +297,8 @@ def _not_opened(error: Exception, directory: Path) -> VectorfleetError:
         return ResourceExhausted(f"the node's disk is full: {words}", reason="DISK_FULL")
     if "lock hold by current process" in words:
         return Unavailable(f"the replica's store is still in use: {words}")
+    if _is_short(words):
+        return Unavailable(f"the replica's store {directory} cannot be opened at present: {words}")
     if "Corruption" in words and str(directory) not in words:
         # Of its files, RocksDB leaves only the name of the write-ahead log out.
         logs = ", ".join(sorted(path.name for path in directory.glob("*.log")))
@@ -315,9 +317,15 @@ def _not_written(error: Exception, directory: Path) -> VectorfleetError:
 
 def _unreadable(error: Exception) -> VectorfleetError:
     words = str(error)
+    if _is_short(words):
+        return Unavailable(f"the replica's store cannot be read at present: {words}")
     if "Corruption" in words or "IO error" in words:
         return DataLoss(f"the replica's store cannot be read: {words}")
     return InternalError(f"the replica's store cannot be read: {words}")
+
+
+def _is_short(words: str) -> bool:
+    return "Too many open files" in words or "Cannot allocate memory" in words
 
 
 def _is_full(words: str) -> bool:

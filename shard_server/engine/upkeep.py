@@ -275,5 +275,11 @@ class Upkeep:
         entry = segment.write_segment(
             self._directory, number, sources, identity.dim, identity.metric, codebook, joinable
         )
-        one = segment.open_segment(self._directory / str(number), entry, identity.dim, identity.metric)
-        return segment.attach_index(one) if entry.HasField("index") else one
+        place = self._directory / str(number)
+        try:
+            one = segment.open_segment(place, entry, identity.dim, identity.metric)
+            return segment.attach_index(one) if entry.HasField("index") else one
+        except BaseException:
+            # Nobody knows it, and the next attempt writes another.
+            shutil.rmtree(place, ignore_errors=True)
+            raise

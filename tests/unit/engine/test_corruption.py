@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -132,3 +135,29 @@ def test_a_lost_or_shortened_file_is_found_or_harmless(
         assert error is None
     elif kind not in ("MANIFEST-*", "rocksdict-config.json"):  # a part of them may be lost without harm
         assert error is not None
+
+
+CUT_WHILE_MAPPED = """
+import os, sys
+from pathlib import Path
+from shard_server.engine.replica import Replica
+from tests.unit.engine.test_corruption import DIM, SETTINGS, VECTORS, identity, the_file, types_pb2
+replica = Replica.open(Path(sys.argv[1]), identity(DIM, types_pb2.METRIC_COSINE), SETTINGS)
+replica.search(VECTORS[:1], 10, exact=True)
+os.truncate(the_file(Path(sys.argv[1]), "vectors"), 64)
+replica.search(VECTORS[:1], 10, exact=True)
+"""
+
+
+def test_a_file_cut_while_it_is_mapped_ends_the_process_and_costs_one_replica_at_the_next_start(
+    whole: tuple[Path, Codebook, Content], tmp_path: Path
+) -> None:
+    original, codebook, content = whole
+    folder = tmp_path / "replica"
+    shutil.copytree(original, folder)
+    root = Path(__file__).resolve().parents[3]
+    done = subprocess.run([sys.executable, "-c", CUT_WHILE_MAPPED, str(folder)], cwd=root, timeout=120, check=False)
+    assert done.returncode == -signal.SIGBUS
+    error = exercise(folder, codebook, content)
+    assert error is not None
+    assert "vectors has 64 bytes where the manifest says" in error.message

@@ -194,17 +194,21 @@ async def test_the_damage_of_a_backup_is_not_the_replicas(stage: Stage) -> None:
 
 
 @pytest.mark.parametrize(
-    "error",
-    [OSError(errno.ENOSPC, "No space left on device"), ResourceExhausted("no room", reason="DISK_FULL")],
+    ("error", "said"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "DISK_FULL"),
+        (ResourceExhausted("no room", reason="DISK_FULL"), "DISK_FULL"),
+        (OSError(errno.EMFILE, "Too many open files"), "SHARD_UNAVAILABLE"),
+    ],
     ids=repr,
 )
-async def test_a_replica_that_a_full_disk_keeps_from_opening_opens_when_there_is_room(
-    stage: Stage, error: Exception
+async def test_a_replica_that_a_shortage_keeps_from_opening_opens_when_it_is_over(
+    stage: Stage, error: Exception, said: str
 ) -> None:
     stage.errors["u1"] = error
     stage.host.apply(stage.state(5, collection("u1", ["n1"]), collection("u2", ["n1"])))
     await stage.host.all_opened()
-    assert await reason(stage.find("u1")) == "DISK_FULL"
+    assert await reason(stage.find("u1")) == said
     assert (await stage.find("u2")).serving
     del stage.errors["u1"]
     await until(lambda: ("u1", 0) in stage.opened, "opened after all")
