@@ -44,7 +44,11 @@ demo: $(STAMP) ## Start a real cluster, load real text, answer real questions, s
 up: $(STAMP) ## Start a cluster and leave it running until Ctrl-C
 	$(BIN)/vectorfleet up
 
-test: $(STAMP) $(POLICY)/.made-from-lock ## Run every test
+# Of Debian, unpacked beside us and not installed; the tests of alerts and dashboard run it.
+.make/prometheus: | $(STAMP)
+	$(BIN)/python -m tests.monitoring.prometheus_package
+
+test: $(STAMP) $(POLICY)/.made-from-lock .make/prometheus ## Run every test
 	$(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)
 
 torture: $(STAMP) ## Kill a cluster's processes ROUNDS=200 times over (SEED=, FIRST=) and check what its clients saw

@@ -1,7 +1,7 @@
 """`python -m router`: reads the command line, runs one router until SIGTERM or SIGINT.
 
-Prints one line on stdout, `ready HOST:PORT`; logs go to stderr. Exit status: 0 after a stop, 1 where it cannot run, 2 for a
-command line that makes no sense.
+Prints `ready HOST:PORT` and `metrics HOST:PORT` (or `off`) on stdout; logs go to stderr. Exit status: 0 after a stop, 1 where it
+cannot run, 2 for a command line that makes no sense.
 """
 
 from __future__ import annotations
@@ -78,12 +78,15 @@ async def _serve(arguments: argparse.Namespace, telemetry: Telemetry) -> None:
         embed_threads=arguments.embed_threads,
         batches_in_flight=arguments.batches_in_flight,
         access=access_settings_of(arguments),
+        metrics_address=arguments.metrics_address,
+        recall_check_rate=arguments.recall_check_rate,
     )
-    await Router(coordinator_of(arguments), settings, transport_of(arguments), telemetry).run(stopping, _announce)
+    router = Router(coordinator_of(arguments), settings, transport_of(arguments), telemetry)
+    await router.run(stopping, lambda address: _announce(address, router.metrics_address))
 
 
-def _announce(address: str) -> None:
-    print(f"ready {address}", flush=True)  # noqa: T201 (a launcher reads it)
+def _announce(address: str, metrics_address: str) -> None:
+    print(f"ready {address}\nmetrics {metrics_address or 'off'}", flush=True)  # noqa: T201 (a launcher reads it)
 
 
 if __name__ == "__main__":

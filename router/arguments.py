@@ -9,12 +9,15 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from router.access.arguments import add_access_arguments
+from router.recall_check import RATE_DEFAULT
+from vectorfleet import metrics_endpoint as metrics
 from vectorfleet.cluster.etcd_arguments import add_etcd_arguments
 from vectorfleet.telemetry.options import add_telemetry_arguments
 from vectorfleet.tls_arguments import add_tls_arguments
 
 PORT_DEFAULT: Final = 7700
 BATCHES_IN_FLIGHT_DEFAULT: Final = 2
+RATE_MAX: Final = 1000.0
 _YES: Final = frozenset({"1", "true", "yes", "on"})
 
 
@@ -44,6 +47,8 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] = os.environ)
         _whole(1, 1024),
         BATCHES_IN_FLIGHT_DEFAULT,
     )
+    add("metrics-address", metrics.HELP, "HOST:PORT", metrics.metrics_address, metrics.DEFAULT)
+    add("recall-check-rate", "searches a second asked again with `exact`; 0: none", "RATE", _rate, RATE_DEFAULT)
     parser.add_argument(
         "--reuse-port",
         action="store_true",
@@ -61,6 +66,16 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] = os.environ)
 
 def _variable(name: str) -> str:
     return f"VECTORFLEET_{name.upper().replace('-', '_')}"
+
+
+def _rate(value: str) -> float:
+    try:
+        rate = float(value)
+    except ValueError:
+        rate = -1.0
+    if not 0 <= rate <= RATE_MAX:
+        raise argparse.ArgumentTypeError(f"{value!r} is not a number from 0 to {RATE_MAX:g}")
+    return rate
 
 
 def _whole(least: int, most: int) -> Callable[[str], int]:

@@ -111,6 +111,11 @@ class Embedder:
                 self._release(job)
         return np.stack([of_text[text] for text in texts])
 
+    @property
+    def waiting(self) -> int:
+        """Texts that wait."""
+        return sum(len(queue) for queue in self._queues.values())
+
     async def close(self) -> None:
         """Stops the thread after its present batch; what still waits is refused."""
         with self._work:
@@ -139,9 +144,8 @@ class Embedder:
         self._refuse_closing()
         new = [job for job in jobs if job.waiters == 1]
         with self._work:
-            waiting = sum(len(queue) for queue in self._queues.values())
-            if waiting + len(new) > QUEUED_TEXTS_MAX:
-                raise errors.ResourceExhausted(f"{waiting} texts wait to be embedded already")
+            if self.waiting + len(new) > QUEUED_TEXTS_MAX:
+                raise errors.ResourceExhausted(f"{self.waiting} texts wait to be embedded already")
             for job in new:
                 self._queues[job.purpose].append(job)
             self._work.notify()

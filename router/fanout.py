@@ -46,6 +46,8 @@ class Question:
     options: SearchOptions
     min_seqno: Mapping[int, int]
     """Shard → the seqno that it must have applied; absent: none."""
+    background: bool = False
+    """Nobody waits for it; nodes may refuse it."""
 
 
 @dataclass(slots=True)
@@ -223,6 +225,7 @@ def _fill(
     request.exact = options.exact
     request.with_payload = options.with_payload
     request.with_vector = options.with_vector
+    request.background = question.background
     if options.wanted:
         request.filter.MergeFromString(options.wanted)
 

@@ -150,6 +150,10 @@ class NodePool:
         address = self._addresses.get(node_id)
         return None if address is None else self.at(address)
 
+    def known(self, node_id: str) -> Node | None:
+        """The node of an id that a call went to already; makes no channel."""
+        return self._nodes.get(self._addresses.get(node_id, ""))
+
     def reachable(self, node_id: str, state: ClusterState) -> bool:
         """Whether a call to the node has a chance."""
         node = self.find(node_id, state)

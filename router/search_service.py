@@ -14,7 +14,9 @@ from router.budget import ByteBudget
 from router.catalog import Catalog
 from router.deadline import Deadline
 from router.embedding import Embedder, Purpose
+from router.metrics import RouterMetrics
 from router.reads import Reads
+from router.recall_check import RecallChecks
 from router.results import search_response
 from router.searches import MERGE_ON_LOOP_MAX, Searches, Share
 from router.texts import embed_texts
@@ -41,7 +43,11 @@ class SearchService:
         embedder: Embedder,
         stopping: asyncio.Event,
         telemetry: Telemetry,
+        metrics: RouterMetrics,
+        checks: RecallChecks,
     ) -> None:
+        self._metrics = metrics
+        self._checks = checks
         self._catalog = catalog
         self._searches = searches
         self._reads = reads
@@ -122,6 +128,8 @@ class SearchService:
             share = await self._search(record, vectors, options, min_seqno, deadline)
             work.skip()
             work.facts["coverage"] = f"{share.coverage.shards_answered}/{share.coverage.shards_total}"
+            self._metrics.answered(record, share.coverage)
+            self._checks.offer(record, vectors, options, min_seqno, share)
             _demand(min_coverage, share)
             response = await _render(share, record.dim, options, packed=request.packed)
             work.lap("render")

@@ -71,6 +71,11 @@ class Searches:
         self._queued = 0
         self._punctuality: dict[LaneKey, Punctuality] = {}
 
+    @property
+    def queued(self) -> int:
+        """Queries that wait to travel with others."""
+        return self._queued
+
     async def search(
         self,
         record: CollectionRecord,

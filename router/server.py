@@ -22,15 +22,19 @@ from router.controller import Controller
 from router.embedding import Embedder
 from router.fanout import Fanout
 from router.key_service import KeyService
+from router.metrics import RouterGauges, RouterMetrics
 from router.nodes import NodePool
 from router.point_service import PointService
 from router.reads import Reads
+from router.recall_check import RATE_DEFAULT, RecallChecks
 from router.search_service import SearchService
 from router.searches import Searches
 from router.shard_calls import ShardCalls
 from router.writes import Writes
 from vectorfleet import serving
 from vectorfleet.cluster.coordinator import Coordinator
+from vectorfleet.metrics import Metrics
+from vectorfleet.metrics_endpoint import MetricsEndpoint
 from vectorfleet.telemetry.process import Telemetry
 from vectorfleet.transport import Transport
 from vectorfleet.v1.cluster_service_pb2_grpc import add_ClusterServiceServicer_to_server
@@ -65,6 +69,10 @@ class RouterSettings:
     """0: half of the cores."""
     batches_in_flight: int = 2
     access: AccessSettings = field(default_factory=AccessSettings)
+    metrics_address: tuple[str, int] | None = None
+    """(host, port) of the metrics; None: nothing is counted."""
+    recall_check_rate: float = RATE_DEFAULT
+    """Searches a second that are asked again with `exact`; 0, or no metrics: none."""
 
 
 class Router:
@@ -95,11 +103,22 @@ class Router:
         self._stopping = asyncio.Event()
         self._nodes = NodePool(self._transport)
         self._embedder = Embedder(threads=settings.embed_threads)
-        self._searches = Searches(Fanout(coordinator, self._nodes), in_flight_max=settings.batches_in_flight)
+        fanout = Fanout(coordinator, self._nodes)
+        self._searches = Searches(fanout, in_flight_max=settings.batches_in_flight)
+        telemetry = telemetry or Telemetry()
+        metrics = Metrics("router", enabled=settings.metrics_address is not None)
+        counted = RouterMetrics(metrics)
+        if metrics.enabled:
+            telemetry.observe(counted.ended)
+        gauges = RouterGauges(metrics, counted, coordinator, self._nodes, self._embedder, lambda: self._searches.queued)
+        self._metrics = MetricsEndpoint(metrics, gauges.refresh)
+        self.metrics_address = ""
+        """host:port where metrics are served; "": not at all, or not yet."""
+        rate = settings.recall_check_rate if metrics.enabled else 0.0
+        self._checks = RecallChecks(fanout, counted, lambda: self._searches.queued > 0, rate=rate)
         self._controller = Controller(coordinator, self._nodes, settings.router_id)
         self._access = Access(settings.access, coordinator)
         gates = [] if self._access.gate is None else [self._access.gate]
-        telemetry = telemetry or Telemetry()
         self._server = serving.new_server(outermost=gates, reuse_port=settings.reuse_port, telemetry=telemetry)
         self._health = serving.LiveReadyHealth()
         self._probes = serving.HealthPort(self._health, settings.host, settings.health_port)
@@ -113,7 +132,9 @@ class Router:
         backups = Backups(coordinator, self._nodes, catalog, calls)
         add_ClusterServiceServicer_to_server(ClusterService(coordinator, self._nodes, backups), self._server)
         add_KeyServiceServicer_to_server(KeyService(coordinator, authenticating=self._access.required), self._server)
-        SearchService(catalog, self._searches, reads, self._embedder, self._stopping, telemetry).install(self._server)
+        watchers = telemetry, counted, self._checks
+        searching = SearchService(catalog, self._searches, reads, self._embedder, self._stopping, *watchers)
+        searching.install(self._server)
         self._health.install(self._server, SERVICES)
 
     async def run(self, stopping: asyncio.Event, on_ready: Callable[[str], None]) -> None:
@@ -124,17 +145,21 @@ class Router:
             on_ready: called with the bound host:port once the first state of the cluster is loaded.
 
         Raises:
-            OSError: the port cannot be had.
+            OSError: a port cannot be had.
         """
         address = self._transport.listen(self._server, self._settings.host, self._settings.port)
         try:
+            if self._settings.metrics_address is not None:
+                self.metrics_address = await self._metrics.listen(*self._settings.metrics_address)
             await self._server.start()
             await self._probes.start()
-            _log.info("router %s listens on %s", self._settings.router_id, address)
+            served = self.metrics_address or "no port"
+            _log.info("router %s listens on %s, metrics on %s", self._settings.router_id, address, served)
             async with asyncio.TaskGroup() as group:
                 for_ever = [
                     group.create_task(self._join(address, on_ready), name="following the shard map"),
                     group.create_task(self._transport.follow(), name="following the certificates"),
+                    group.create_task(self._checks.run(), name="checking recall"),
                     group.create_task(self._access.run(), name="following keys"),
                 ]
                 await stopping.wait()
@@ -157,6 +182,7 @@ class Router:
 
     async def _close(self) -> None:
         self._health.stop()
+        await self._metrics.close()
         await self._server.stop(0)
         await self._probes.stop()
         await asyncio.to_thread(self._access.close)

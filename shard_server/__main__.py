@@ -1,7 +1,7 @@
 """`python -m shard_server`: reads the command line, runs one node until SIGTERM or SIGINT.
 
-Prints one line on stdout, `ready HOST:PORT`; logs go to stderr. Exit status: 0 after a stop, 1 where it cannot run, 2 for a
-command line that makes no sense.
+Prints `ready HOST:PORT` and `metrics HOST:PORT` (or `off`) on stdout; logs go to stderr. Exit status: 0 after a stop, 1 where it
+cannot run, 2 for a command line that makes no sense.
 """
 
 from __future__ import annotations
@@ -80,11 +80,11 @@ async def _serve(arguments: argparse.Namespace, data: DataDir, refusals: Refusal
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
     node = Node(data, coordinator_of(arguments), _settings(arguments), transport_of(arguments), refusals, telemetry)
-    return await node.run(stopping, _announce)
+    return await node.run(stopping, lambda address: _announce(address, node.metrics_address))
 
 
-def _announce(address: str) -> None:
-    print(f"ready {address}", flush=True)  # noqa: T201 (a launcher reads it)
+def _announce(address: str, metrics_address: str) -> None:
+    print(f"ready {address}\nmetrics {metrics_address or 'off'}", flush=True)  # noqa: T201 (a launcher reads it)
 
 
 def _settings(arguments: argparse.Namespace) -> NodeSettings:
@@ -102,6 +102,7 @@ def _settings(arguments: argparse.Namespace) -> NodeSettings:
         search_threads=arguments.search_threads,
         trust_domain=arguments.trust_domain,
         backup_roots=tuple(arguments.backup_root),
+        metrics_address=arguments.metrics_address,
         engine=replace(EngineSettings(), **{name: value for name, value in wanted.items() if value}),
     )
 

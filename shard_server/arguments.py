@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
+from vectorfleet import metrics_endpoint as metrics
 from vectorfleet.cluster.etcd_arguments import add_etcd_arguments
 from vectorfleet.telemetry.options import add_telemetry_arguments
 from vectorfleet.tls_arguments import add_tls_arguments
@@ -55,6 +56,7 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] = os.environ)
         "PATH",
         fallback="",
     )
+    add("metrics-address", metrics.HELP, "HOST:PORT", metrics.metrics_address, metrics.DEFAULT)
     add("search-threads", "searches that run at once; 0: one for each core", "N", _count, 0)
     add("seal-points", "points that a buffer holds before it is sealed; 0: the engine's default", "N", _count, 0)
     add("seal-bytes", "bytes of vectors likewise; 0: the engine's default", "N", _count, 0)

@@ -30,8 +30,10 @@ from shard_server.engine.index import Codebook, train_codebook
 from shard_server.engine.replica import Replica
 from shard_server.engine.state import ReplicaIdentity
 from shard_server.engine.upkeep import EngineSettings
+from shard_server.gauges import ShardGauges
 from shard_server.hosting import HostPools, ReplicaHost
 from shard_server.maintenance import Maintenance
+from shard_server.metrics import ShardMetrics
 from shard_server.peers import Peers
 from shard_server.searching import Searcher
 from shard_server.service import ServicePools, ShardServicer
@@ -44,6 +46,8 @@ from vectorfleet.cluster.shard_map import CollectionRecord, NodeInfo
 from vectorfleet.identity import SHARD, TRUST_DOMAIN_DEFAULT, MembersOnly
 from vectorfleet.internal.v1 import shard_service_pb2 as pb
 from vectorfleet.internal.v1.shard_service_pb2_grpc import add_ShardServiceServicer_to_server
+from vectorfleet.metrics import Metrics
+from vectorfleet.metrics_endpoint import MetricsEndpoint
 from vectorfleet.refusals import Refusals
 from vectorfleet.telemetry.process import Telemetry
 from vectorfleet.transport import Transport
@@ -59,6 +63,9 @@ COMMIT_THREADS: Final = 8
 REPLICAS_MAX: Final = 100_000
 """Bounds work of which there is one piece a replica."""
 BACKGROUND_NICE: Final = 10
+QUIET_NICE: Final = 19
+QUIET_WAITING_MAX: Final = 64
+"""Shards of a few routers' recall checks."""
 PEERS: Final = {f"/{service.NAME}/{method}": frozenset({SHARD}) for method in ("FetchCodebook", "Sample")}
 """What shard servers ask of one another; everything else is routers' to ask."""
 WARM_UP_TIMEOUT_S: Final = 10.0
@@ -85,6 +92,8 @@ class NodeSettings:
     """Of the processes that may call this one, where certificates say who calls."""
     backup_roots: tuple[str, ...] = ()
     """Where it may write and read backups."""
+    metrics_address: tuple[str, int] | None = None
+    """(host, port) of the metrics; None: nothing is counted."""
 
 
 class Node:
@@ -125,7 +134,11 @@ class Node:
         training = WorkPool("training", threads=1, waiting_max=REPLICAS_MAX, nice=BACKGROUND_NICE)
         backup = WorkPool("backup", threads=2, waiting_max=REPLICAS_MAX, nice=BACKGROUND_NICE)
         manifests = WorkPool("backup manifests", threads=1, waiting_max=READS_WAITING_MAX)
-        self._pools = (search, reads, control, commit, lifecycle, sealing, background, training, backup, manifests)
+        quiet = WorkPool("quiet search", threads=1, waiting_max=QUIET_WAITING_MAX, nice=QUIET_NICE)
+        behind = (sealing, background, training, backup, manifests, quiet)
+        self._pools = (search, reads, control, commit, lifecycle, *behind)
+        write_budget = ByteBudget("writes that wait", WRITE_BYTES_MAX)
+        search_budget = ByteBudget("queries that wait", SEARCH_BYTES_MAX)
 
         self._peers = Peers(self._transport)
         store = CodebookStore(data.codebooks)
@@ -144,11 +157,11 @@ class Node:
             Codebooks(store, self._peers, lifecycle, Codebook.load),
             self._peers,
             HostPools(lifecycle, commit),
-            ByteBudget("writes that wait", WRITE_BYTES_MAX),
+            write_budget,
             self._maintenance.notify,
         )
         self._training = Training(store, self._peers, reads, training, _train)
-        self._searcher = searcher = Searcher(self._host, search, ByteBudget("queries that wait", SEARCH_BYTES_MAX))
+        self._searcher = searcher = Searcher(self._host, search, quiet, search_budget)
         self._servicer = ShardServicer(
             *(self._host, searcher, self._training, self._archive, store, ServicePools(reads, control), data.path),
             self._stopping,
@@ -157,6 +170,23 @@ class Node:
         told = (refusals or Refusals()).caller
         members = [MembersOnly(settings.trust_domain, PEERS, told)] if self._transport.identifies else []
         self._server = serving.new_server(members, telemetry=telemetry)
+        metrics = Metrics("shard", enabled=settings.metrics_address is not None)
+        counted = ShardMetrics(metrics)
+        if metrics.enabled:
+            telemetry.observe(counted.ended)
+        gauges = ShardGauges(
+            metrics,
+            coordinator,
+            lambda: self._host.replicas,
+            self._pools,
+            {"searches": search_budget, "writes": write_budget},
+            store,
+            data.path,
+            settings.engine.min_free_bytes,
+        )
+        self._metrics = MetricsEndpoint(metrics, gauges.refresh)
+        self.metrics_address = ""
+        """host:port where metrics are served; "": not at all, or not yet."""
         self._health = serving.LiveReadyHealth()
         self._probes = serving.HealthPort(self._health, settings.host, settings.health_port)
 
@@ -171,14 +201,16 @@ class Node:
             Whether everything was closed. False: a thread is still busy with a replica; nothing acknowledged is lost.
 
         Raises:
-            OSError: the port cannot be had.
+            OSError: a port cannot be had.
         """
         address = self._listen()
         try:
+            if self._settings.metrics_address is not None:
+                self.metrics_address = await self._metrics.listen(*self._settings.metrics_address)
             await self._host.open_known()
             await self._server.start()
             await self._probes.start()
-            _log.info("node %s listens on %s", self._node_id, address)
+            _log.info("node %s listens on %s, metrics on %s", self._node_id, address, self.metrics_address or "no port")
             async with asyncio.TaskGroup() as group:
                 for_ever = [
                     group.create_task(self._maintenance.run(), name="background work"),
@@ -217,6 +249,7 @@ class Node:
 
     async def _close(self) -> bool:
         self._health.stop()
+        await self._metrics.close()
         await self._server.stop(0)
         await self._probes.stop()
         await self._training.close()

@@ -21,6 +21,7 @@ from shard_server import checking
 from shard_server.budget import ByteBudget
 from shard_server.engine.stages import Lap, untimed
 from shard_server.hosting import ReplicaHost
+from shard_server.metrics import BACKGROUND
 from shard_server.threads import WorkPool
 from vectorfleet import limits
 from vectorfleet.errors import DeadlineExceeded, InternalError, ResourceExhausted, VectorfleetError
@@ -69,16 +70,18 @@ class Patience:
 class Searcher:
     """Answers search requests from the replicas of a host."""
 
-    def __init__(self, host: ReplicaHost, pool: WorkPool, budget: ByteBudget) -> None:
+    def __init__(self, host: ReplicaHost, pool: WorkPool, quiet: WorkPool, budget: ByteBudget) -> None:
         """Takes what it searches with.
 
         Args:
             host: the replicas.
             pool: threads for the scans.
+            quiet: a thread of the lowest priority, for searches that nobody waits for.
             budget: the node's ceiling on queries in memory.
         """
         self._host = host
         self._pool = pool
+        self._quiet = quiet
         self._budget = budget
 
     async def search(self, request: pb.SearchRequest, timeout_s: float, response: pb.SearchResponse) -> None:
@@ -94,6 +97,10 @@ class Searcher:
             ResourceExhausted: too many queries are in memory, or the answer would pass the message limit.
         """
         checking.check_search(request)
+        if request.background:
+            current().facts[BACKGROUND] = True
+            if self._pool.waiting:
+                raise ResourceExhausted("searches that somebody waits for come first")
         current().facts.update(
             queries=request.query_count,
             k=request.k,
@@ -157,7 +164,8 @@ class Searcher:
         current().facts["collection"] = held.record.name
         patience = Patience(deadline)
         try:
-            hits = await held.run(self._pool, deadline, search_replica, vectors, request, patience.check, work.lap)
+            pool = self._quiet if request.background else self._pool
+            hits = await held.run(pool, deadline, search_replica, vectors, request, patience.check, work.lap)
         finally:
             patience.end()
         hits.fields["stage_us"] = _stage_us(work)

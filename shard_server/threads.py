@@ -52,6 +52,16 @@ class WorkPool:
         """Whether no thread works."""
         return not any(future.running() for future in self._submitted.copy())
 
+    @property
+    def waiting(self) -> int:
+        """Calls that wait for a thread."""
+        return self._waiting
+
+    @property
+    def running(self) -> int:
+        """Calls that a thread works on, or will as soon as it is free: at most twice as many as there are threads."""
+        return len(self._submitted)
+
     async def run(self, work: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Runs `work` in a thread; without a deadline of its own."""
         return await self.run_until(None, work, *args, **kwargs)

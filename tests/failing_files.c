@@ -3,7 +3,8 @@
  * fills up. With `forgets` a sync that fails takes away what was written to the file since the one before, as a kernel may
  * that drops the pages it could not write and says so but once; the next sync succeeds.
  *
- * Or, for a process that nobody steers: below the folder FAULTS_FOLDER the disk is full while the file FAULTS_WHILE exists.
+ * Or, for a process that nobody steers: below the folder FAULTS_FOLDER the disk is full while the file FAULTS_WHILE exists; and below
+ * FAULTS_NO_ROOM the system says meanwhile that nothing is free.
  *
  * The kinds: CHANGES (open to write, write, pwrite, writev, fwrite, sync_file_range, ftruncate, fallocate, rename, unlink, mkdir), SYNCS
  * (fsync, fdatasync), READS (open to read, read, pread, fread), MAPS (mmap of a file). A sync that is not to fail does nothing:
@@ -21,6 +22,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
@@ -28,7 +30,7 @@
 
 enum { CHANGES = 1, SYNCS = 2, READS = 4, MAPS = 8 };
 
-static char root[PATH_MAX], gate[PATH_MAX];
+static char root[PATH_MAX], gate[PATH_MAX], cramped[PATH_MAX];
 static long count, fail_at;
 static int fail_errno, fail_short, fail_sticky, fail_kinds = CHANGES | SYNCS, fail_forgets;
 
@@ -38,10 +40,11 @@ static int synced_count;
 static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
 
 __attribute__((constructor)) static void from_environment(void) {
-  const char *folder = getenv("FAULTS_FOLDER"), *file = getenv("FAULTS_WHILE");
+  const char *folder = getenv("FAULTS_FOLDER"), *file = getenv("FAULTS_WHILE"), *no_room = getenv("FAULTS_NO_ROOM");
   if (!folder || !file) return;
   strncpy(root, folder, sizeof root - 1);
   strncpy(gate, file, sizeof gate - 1);
+  if (no_room) strncpy(cramped, no_room, sizeof cramped - 1);
 }
 
 void faults_arm(const char *folder, long at, int error, int is_short, int sticky, int kinds, int forgets) {
@@ -153,6 +156,16 @@ size_t fwrite(const void *data, size_t size, size_t n, FILE *file) {
   if (error) { errno = error; return 0; }
   return REAL(fwrite)(data, size, n, file);
 }
+
+#define STATVFS(name)                                                     \
+  int name(const char *path, struct name *found) {                        \
+    int failed = REAL(name)(path, found);                                 \
+    if (!failed && cramped[0] && strncmp(path, cramped, strlen(cramped)) == 0 && access(gate, F_OK) == 0) \
+      found->f_bfree = found->f_bavail = 0;                               \
+    return failed;                                                        \
+  }
+STATVFS(statvfs)
+STATVFS(statvfs64)
 
 int fsync(int fd) { FAIL(sync_meets(fd)); return in_root(fd) ? 0 : REAL(fsync)(fd); }
 int fdatasync(int fd) { FAIL(sync_meets(fd)); return in_root(fd) ? 0 : REAL(fdatasync)(fd); }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,6 +43,11 @@ class ReplicaStats:
     segments: int
     codebook_version: int
     applied_seqno: int
+    unsealed_writes: int
+    """Log entries of points that only the buffers hold: what a restart would replay."""
     disk_bytes: int
     index_bytes: int
     memory_bytes: int
+    bytes_of: Mapping[str, int]
+    """What they are spent on: buffers, tombstones and filters are heap; codes, terms and the other files of segments, by their
+    names, are mapped, and resident as far as they are read."""

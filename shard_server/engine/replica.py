@@ -29,11 +29,12 @@ from shard_server.engine.acknowledged import Acknowledged
 from shard_server.engine.answers import ReplicaStats, ShardHits, StoredPoint
 from shard_server.engine.index import Codebook
 from shard_server.engine.search import SearchOptions
+from shard_server.engine.sizes import sizes_of
 from shard_server.engine.snapshot import Snapshot
 from shard_server.engine.stages import Lap, untimed
 from shard_server.engine.state import Applied, ReplicaIdentity, ReplicaState, points_in
 from shard_server.engine.store import PointRecord
-from shard_server.engine.upkeep import ENCODE_ROWS_MIN, EngineSettings, Upkeep
+from shard_server.engine.upkeep import EngineSettings, Upkeep
 from shard_server.engine.view import View
 from vectorfleet.errors import InternalError, ResourceExhausted, Unavailable, VectorfleetError, error_for
 from vectorfleet.internal.v1 import storage_pb2
@@ -413,27 +414,7 @@ class Replica:
 
     def stats(self) -> ReplicaStats:
         """Sizes, as of the present view."""
-        view, codebook = self._view, self._state.codebook
-        current = [
-            part
-            for part in view.segments
-            if codebook is None
-            or part.segment.codebook_version == codebook.version
-            or part.segment.rows < ENCODE_ROWS_MIN
-        ]
-        buffers = [buffer for buffer in (self._state.frozen, self._state.active) if buffer is not None]
-        return ReplicaStats(
-            points=view.live,
-            indexed_points=sum(part.live.live for part in current),
-            buffered_points=sum(buffer.live.live for buffer in view.buffers),
-            tombstones=sum(part.live.dead for part in view.segments),
-            segments=len(view.segments),
-            codebook_version=0 if codebook is None else codebook.version,
-            applied_seqno=view.applied_seqno,
-            disk_bytes=sum(part.segment.disk_bytes for part in view.segments),
-            index_bytes=sum(part.segment.entry.index.bytes for part in view.segments),
-            memory_bytes=sum(buffer.nbytes for buffer in buffers) + sum(part.nbytes for part in view.segments),
-        )
+        return sizes_of(self._view, self._state)
 
     def close(self) -> None:
         """Closes the files. Every acknowledged write is on disk already; calls that come later fail."""

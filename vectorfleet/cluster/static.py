@@ -24,12 +24,14 @@ class StaticCluster:
     Attributes:
         state: the current one.
         away: True lets changes fail as they do while etcd cannot be reached.
+        silence_s: what its coordinators say of it.
     """
 
     def __init__(self, state: ClusterState | None = None) -> None:
         """Starts from a state, or from an empty one."""
         self.state = state or ClusterState(epoch=1)
         self.away = False
+        self.silence_s = 0.0
         self._changed = asyncio.Event()
         self._candidates: list[StaticCoordinator] = []
 
@@ -96,6 +98,10 @@ class StaticCoordinator:
     def connected(self) -> bool:
         """False while the cluster plays away."""
         return not self.cluster.away
+
+    def silence_s(self, now_s: float) -> float:
+        """As the cluster was told to say."""
+        return self.cluster.silence_s
 
     @property
     def leading(self) -> bool:

@@ -1,7 +1,7 @@
 """One child process: start, wait until ready, signal, stop, kill. It may be started again under the same name.
 
-Its stderr is appended to NAME.log. Its stdout goes to NAME.out, from where the one line `ready HOST:PORT` is read: a file, so
-that nobody has to drain a pipe. Knows nothing of what the process does.
+Its stderr is appended to NAME.log. Its stdout goes to NAME.out, from where the lines `ready HOST:PORT` and `metrics HOST:PORT`
+are read: a file, so that nobody has to drain a pipe. Knows nothing of what the process does.
 
 Invariant: a child lives in a session of its own (Ctrl-C in a terminal reaches the parent alone, which stops children in order)
 and dies with the thread that started it, at the latest with this process. Hence `spawner`: one thread that lives as long
@@ -63,12 +63,22 @@ class Child:
     @property
     def address(self) -> str:
         """host:port of the last run; "" until it has said so."""
-        if not self._address:
-            with contextlib.suppress(OSError):
-                line, end, _ = self._out_path.read_text(errors="replace").partition("\n")
-                if end and line.startswith("ready "):
-                    self._address = line.removeprefix("ready ").strip()
+        self._address = self._address or self._said("ready")
         return self._address
+
+    @property
+    def metrics_address(self) -> str:
+        """host:port of the last run's metrics; "" until it has said so, and where it serves none."""
+        address = self._said("metrics")
+        return address if ":" in address else ""
+
+    def _said(self, word: str) -> str:
+        """The rest of the line on stdout that begins with a word; "" while it is not there, or not whole."""
+        with contextlib.suppress(OSError):
+            for line in self._out_path.read_text(errors="replace").splitlines(keepends=True):
+                if line.startswith(f"{word} ") and line.endswith("\n"):
+                    return line.removeprefix(f"{word} ").strip()
+        return ""
 
     def start(self, command: Sequence[str], environment: Mapping[str, str], address: str = "") -> None:
         """Starts the process; it is not ready yet.

@@ -5,7 +5,7 @@ Router and shard server have one each; `serving` calls `begin` and `end`. What o
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Final
 
@@ -36,6 +36,11 @@ class Telemetry:
         self.sampling = sampling or Sampling(0)
         self._tracing = tracing
         self._ids = context.RequestIds()
+        self._ended: Callable[[Work], None] | None = None
+
+    def observe(self, ended: Callable[[Work], None]) -> None:
+        """Has every call's work shown to `ended` when it has ended, for metrics."""
+        self._ended = ended
 
     def begin(self, method: str, metadata: Iterable[tuple[str, str | bytes]] | None) -> Work:
         """Begins the work for a call.
@@ -69,6 +74,8 @@ class Telemetry:
             error: a reason of docs/errors.md; "": it was answered.
         """
         work.end(error)
+        if self._ended is not None:
+            self._ended(work)
         if work.took_ns >= self.slow.threshold_ns and "collection" in work.facts and self.slow.admits():
             if self._tracing is not None and work.span is None:
                 self._tracing.tell(work, None)

@@ -59,6 +59,8 @@ async def node(data: Path, etcd: str, *arguments: str) -> AsyncIterator[tuple[as
         assert process.stdout is not None
         async with asyncio.timeout(START_TIMEOUT_S):
             line = (await process.stdout.readline()).decode()
+            metrics = await process.stdout.readline()
+        assert metrics.startswith(b"metrics 127.0.0.1:"), metrics
         assert line.startswith("ready 127.0.0.1:"), line
         yield process, line.split()[1]
 

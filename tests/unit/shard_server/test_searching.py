@@ -27,7 +27,7 @@ class Searched(FakeReplica):
         self.started = threading.Event()
 
     def stats(self) -> ReplicaStats:
-        return ReplicaStats(0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
+        return ReplicaStats(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, {})
 
     def search(self, vectors: np.ndarray, k: int, *, check: Callable[[], None], **_: object) -> ShardHits:
         self.started.set()
@@ -64,7 +64,7 @@ async def searching() -> AsyncIterator[tuple[Searcher, Searched]]:
     held.serve(replica)
     host: Any = Host(held)
     try:
-        yield Searcher(host, pool, ByteBudget("queries", 1 << 20)), fake
+        yield Searcher(host, pool, pool, ByteBudget("queries", 1 << 20)), fake
     finally:
         pool.close()
 

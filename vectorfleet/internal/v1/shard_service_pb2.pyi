@@ -166,6 +166,7 @@ class SearchRequest(_message.Message):
     WITH_PAYLOAD_FIELD_NUMBER: _builtins.int
     WITH_VECTOR_FIELD_NUMBER: _builtins.int
     FILTER_FIELD_NUMBER: _builtins.int
+    BACKGROUND_FIELD_NUMBER: _builtins.int
     CONTEXT_FIELD_NUMBER: _builtins.int
     collection_uid: _builtins.str
     epoch: _builtins.int
@@ -180,6 +181,8 @@ class SearchRequest(_message.Message):
     exact: _builtins.bool
     with_payload: _builtins.bool
     with_vector: _builtins.bool
+    background: _builtins.bool
+    """Nobody waits for it: it is worked on at the lowest priority, and refused with OVERLOADED while searches wait."""
     @_builtins.property
     def targets(self) -> _containers.RepeatedCompositeFieldContainer[Global___ShardTarget]: ...
     @_builtins.property
@@ -205,11 +208,12 @@ class SearchRequest(_message.Message):
         with_payload: _builtins.bool = ...,
         with_vector: _builtins.bool = ...,
         filter: _types_pb2.Filter | None = ...,
+        background: _builtins.bool = ...,
         context: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection_uid", b"collection_uid", "context", b"context", "epoch", b"epoch", "exact", b"exact", "filter", b"filter", "k", b"k", "nprobe", b"nprobe", "oversample", b"oversample", "query_count", b"query_count", "targets", b"targets", "vectors", b"vectors", "with_payload", b"with_payload", "with_vector", b"with_vector"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["background", b"background", "collection_uid", b"collection_uid", "context", b"context", "epoch", b"epoch", "exact", b"exact", "filter", b"filter", "k", b"k", "nprobe", b"nprobe", "oversample", b"oversample", "query_count", b"query_count", "targets", b"targets", "vectors", b"vectors", "with_payload", b"with_payload", "with_vector", b"with_vector"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
