@@ -181,6 +181,8 @@ def main() -> None:
         parser.error(f"--points {given.points}: fewer than {POINTS_MIN:,} get no index to be measured")
     parts, sets = set(given.only or PARTS), set(given.sets or SETS)
     points = given.points or (min(POINTS_BESIDE_PEERS, points_that_fit()) if peers else points_that_fit())
+    if peers and "speed" not in parts:
+        parser.error("--peer stands beside the speed part, which --only leaves out")
     record, log = records.Record(given.results), Log()
     log(f"{records.machine()}; figures go to {given.results}")
     met = True
@@ -197,4 +199,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit("interrupted: all that was started has been stopped")

@@ -19,7 +19,7 @@ from loadtest.asking import rows_of
 from loadtest.records import Record, table
 
 K = 10
-TEXTS = 1_200
+TEXTS = 1_000
 """Abstracts of SciFact that are embedded unless all are asked for: at 11 a second on two cores, all take eight minutes."""
 PUBLISHED = {"nDCG@10": 0.64508, "recall@10": 0.78333, "recall@100": 0.92500}
 """Of the model on all of SciFact, with exact search (MTEB)."""
@@ -51,7 +51,7 @@ def measure(client: vectorfleet.Client, record: Record, log: Callable[[str], Non
     except datasets.AbsentDataError as absent:
         log(f"passed over: {absent}")
     rows: list[dict[str, str]] = []
-    for read in (datasets.siftsmall, lambda: datasets.mnist(queries=1_000)):
+    for read in (datasets.siftsmall, lambda: datasets.mnist(queries=500)):
         try:
             data = read()
         except datasets.AbsentDataError as absent:

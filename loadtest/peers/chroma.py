@@ -62,11 +62,12 @@ class Chroma:
         collection.query(query_embeddings=[base[0]], n_results=1, include=[])  # returns when the log is indexed
 
     def look(self, effort: int) -> None:
-        """Changes the collection's `ef_search`."""
+        """Changes the collection's `ef_search`, and starts the server anew: an index that it has loaded keeps the old one."""
         self._effort = effort
-        self._connected().get_collection("points", embedding_function=None).modify(
-            configuration={"hnsw": {"ef_search": effort}}
-        )
+        collection = self._connected().get_collection("points", embedding_function=None)
+        collection.modify(configuration={"hnsw": {"ef_search": effort}})
+        self.stop()
+        self.start()
 
     def says(self) -> str:
         """What it is."""

@@ -125,13 +125,13 @@ def _measured(
         log(f"{name}: {built['says']}; {built['points_s']:,.0f} points/s, indexed")
 
         def recall_of(effort: int) -> float:
-            session.do("look", effort=effort, timeout_s=60)
+            session.do("look", effort=effort, timeout_s=START_TIMEOUT_S)
             _, found = ask(session, 2, 100, TUNING_S, 0.0)
             log(f"{name}: effort {effort}: recall@{K} {found:.4f}")
             return found
 
         tuned = tuning.tune(recall_of, least=built["least"], most=built["most"], target=target)
-        says = session.do("look", effort=tuned.effort, timeout_s=60)["says"]
+        says = session.do("look", effort=tuned.effort, timeout_s=START_TIMEOUT_S)["says"]
         if not tuned.reached:
             log(f"{name}: recall {target:.4f} is out of reach; measured at {tuned.recall:.4f}")
         ways = {}

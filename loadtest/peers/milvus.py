@@ -45,7 +45,7 @@ class _Milvus:
     def build(self, base: Floats) -> None:
         """Writes, seals, indexes, loads."""
         count, dim = base.shape
-        self._lists = self.most = max(64, 1 << round(np.log2(4 * count**0.5)))
+        self._lists = self.most = max(64, min(1_024, round(4 * count**0.5)))
         fields = [
             FieldSchema("id", DataType.INT64, is_primary=True),
             FieldSchema("vector", DataType.FLOAT_VECTOR, dim=dim),

@@ -1,8 +1,9 @@
 """The benchmark's end of a worker: starts it, tells it what to do, and leaves nothing of it behind.
 
-However the block ends, by Ctrl-C too, the worker's input is closed, upon which it stops its store. What of it still lives after
-a while is killed: its children were noted while it lived, since a server that was started in the background has no parent to be
-found by afterwards. Should the benchmark itself be killed, the input ends all the same.
+However the block ends, by Ctrl-C too, the worker's input is closed, upon which it stops its store; a busy one is told by a
+signal as well. What of it still lives after a while is killed: its children were noted while it lived, since a server that was
+started in the background has no parent to be found by afterwards. Should the benchmark itself be killed, the input ends all the
+same.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import os
 import select
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,6 +24,8 @@ from loadtest.peers.contract import Message, PeerError, encoded, outcome
 from loadtest.processes import family
 from loadtest.records import ROOT
 
+IDLE_TIMEOUT_S: Final = 2.0
+"""An idle worker sees at once that its input has ended, and stops its store."""
 STOP_TIMEOUT_S: Final = 20.0
 
 
@@ -123,16 +126,14 @@ def _stop(child: subprocess.Popen[bytes]) -> None:
     assert child.stdin is not None, "the worker's input is a pipe"
     with contextlib.suppress(BrokenPipeError):
         child.stdin.close()
-    _, stubborn = _waited(living)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        child.wait(IDLE_TIMEOUT_S)
+    child.terminate()  # one in the middle of a call does not see its input end; no effect on one that has gone
+    _, stubborn = psutil.wait_procs(living, timeout=STOP_TIMEOUT_S)
     for process in stubborn:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
-    _waited(stubborn)
+    psutil.wait_procs(stubborn, timeout=STOP_TIMEOUT_S)
     child.wait()
     if child.stdout is not None:
         child.stdout.close()
-
-
-def _waited(living: Sequence[psutil.Process]) -> tuple[list[psutil.Process], list[psutil.Process]]:
-    gone, alive = psutil.wait_procs(living, timeout=STOP_TIMEOUT_S)
-    return list(gone), list(alive)

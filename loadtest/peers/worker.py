@@ -137,6 +137,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="vectors, answers and the store's own files")
     given = parser.parse_args()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the benchmark stops its workers by closing their input
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("told to stop"))  # or by this, in the middle of a call
     # Libraries print; the answers have a descriptor of their own.
     answers = os.dup(1)
     os.dup2(2, 1)
