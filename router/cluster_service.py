@@ -11,6 +11,7 @@ import grpc
 from router.backups import Backups
 from router.deadline import Deadline
 from router.describing import Descriptions, describe, replica_on
+from router.diagnostics import Diagnostics
 from router.nodes import NodePool
 from vectorfleet import errors, limits
 from vectorfleet.cluster.coordinator import Coordinator
@@ -26,10 +27,11 @@ Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
 class ClusterService(pb_grpc.ClusterServiceServicer):
     """Shows the cluster, backs it up and restores it."""
 
-    def __init__(self, coordinator: Coordinator, nodes: NodePool, backups: Backups) -> None:
+    def __init__(self, coordinator: Coordinator, nodes: NodePool, backups: Backups, diagnostics: Diagnostics) -> None:
         self._coordinator = coordinator
         self._nodes = nodes
         self._backups = backups
+        self._diagnostics = diagnostics
 
     async def GetCluster(self, request: pb.GetClusterRequest, context: Context) -> pb.GetClusterResponse:
         """Returns nodes, shards and replicas; a node that does not answer is shown as such."""
@@ -61,6 +63,16 @@ class ClusterService(pb_grpc.ClusterServiceServicer):
         deadline = Deadline.of_caller(context.time_remaining(), limits.BACKUP_TIMEOUT_DEFAULT_S)
         async for response in self._backups.restore(request.source, request.backup, request.collections, deadline):
             yield response
+
+    async def SetDiagnostics(self, request: pb.SetDiagnosticsRequest, context: Context) -> pb.SetDiagnosticsResponse:
+        """Changes what the processes log and trace."""
+        deadline = Deadline.of_caller(context.time_remaining(), limits.CALL_TIMEOUT_DEFAULT_S)
+        return pb.SetDiagnosticsResponse(processes=await self._diagnostics.change(request.settings, deadline))
+
+    async def GetDiagnostics(self, request: pb.GetDiagnosticsRequest, context: Context) -> pb.GetDiagnosticsResponse:
+        """Returns what one process tells of itself."""
+        deadline = Deadline.of_caller(context.time_remaining(), limits.CALL_TIMEOUT_DEFAULT_S)
+        return await self._diagnostics.told(request.node, deadline)
 
 
 def _node(node_id: str, state: ClusterState, descriptions: Descriptions) -> pb.Node:

@@ -19,6 +19,7 @@ from router.catalog import Catalog
 from router.cluster_service import ClusterService
 from router.collection_service import CollectionService
 from router.controller import Controller
+from router.diagnostics import Diagnostics
 from router.embedding import Embedder
 from router.fanout import Fanout
 from router.key_service import KeyService
@@ -112,6 +113,8 @@ class Router:
             telemetry.observe(counted.ended)
         gauges = RouterGauges(metrics, counted, coordinator, self._nodes, self._embedder, lambda: self._searches.queued)
         self._metrics = MetricsEndpoint(metrics, gauges.refresh)
+        if metrics.enabled:
+            telemetry.metrics = self._metrics.text
         self.metrics_address = ""
         """host:port where metrics are served; "": not at all, or not yet."""
         rate = settings.recall_check_rate if metrics.enabled else 0.0
@@ -130,7 +133,10 @@ class Router:
         add_CollectionServiceServicer_to_server(CollectionService(catalog), self._server)
         add_PointServiceServicer_to_server(points, self._server)
         backups = Backups(coordinator, self._nodes, catalog, calls)
-        add_ClusterServiceServicer_to_server(ClusterService(coordinator, self._nodes, backups), self._server)
+        diagnostics = Diagnostics(coordinator, self._nodes, telemetry, settings.router_id)
+        add_ClusterServiceServicer_to_server(
+            ClusterService(coordinator, self._nodes, backups, diagnostics), self._server
+        )
         add_KeyServiceServicer_to_server(KeyService(coordinator, authenticating=self._access.required), self._server)
         watchers = telemetry, counted, self._checks
         searching = SearchService(catalog, self._searches, reads, self._embedder, self._stopping, *watchers)

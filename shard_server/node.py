@@ -185,6 +185,8 @@ class Node:
             settings.engine.min_free_bytes,
         )
         self._metrics = MetricsEndpoint(metrics, gauges.refresh)
+        if metrics.enabled:
+            telemetry.metrics = self._metrics.text
         self.metrics_address = ""
         """host:port where metrics are served; "": not at all, or not yet."""
         self._health = serving.LiveReadyHealth()

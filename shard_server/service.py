@@ -33,6 +33,7 @@ from vectorfleet.errors import InvalidRequest, NotFound, Unavailable, Vectorflee
 from vectorfleet.internal.v1 import shard_service_pb2 as pb
 from vectorfleet.internal.v1 import shard_service_pb2_grpc as pb_grpc
 from vectorfleet.serving import remaining_s
+from vectorfleet.telemetry import diagnostics
 from vectorfleet.telemetry.process import Telemetry
 from vectorfleet.telemetry.work import current
 
@@ -204,6 +205,14 @@ class ShardServicer(pb_grpc.ShardServiceServicer):
     async def ReadBackup(self, request: pb.ReadBackupRequest, context: Context) -> pb.ReadBackupResponse:
         """Reads the manifest of a backup."""
         return pb.ReadBackupResponse(manifest=await self._archive.read(request.source, request.backup))
+
+    async def Tune(self, request: pb.TuneRequest, context: Context) -> pb.TuneResponse:
+        """Changes what this process logs and traces."""
+        return pb.TuneResponse(settings=diagnostics.change(self._telemetry, request.settings))
+
+    async def Diagnose(self, request: pb.DiagnoseRequest, context: Context) -> pb.DiagnoseResponse:
+        """Says what a bug report needs to know."""
+        return pb.DiagnoseResponse(process=await diagnostics.told_by(self._telemetry, self._host.node_id))
 
     async def _find(
         self, request: pb.FetchRequest | pb.ScanRequest | pb.SampleRequest, context: Context

@@ -80,6 +80,10 @@ class MetricsEndpoint:
             task.cancel()
         await asyncio.gather(*self._connections, return_exceptions=True)
 
+    async def text(self) -> bytes:
+        """What a scrape would get now. Raises `TimeoutError`."""
+        return (await self._scrape(""))[0]
+
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if len(self._connections) >= CONNECTIONS_MAX:
             writer.transport.abort()
@@ -114,10 +118,13 @@ class MetricsEndpoint:
             status = HTTPStatus.NOT_FOUND if method == "GET" else HTTPStatus.METHOD_NOT_ALLOWED
             return _response(status, b"GET /metrics\n", "text/plain; charset=utf-8")
         headers = {name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+        text, content_type = await self._scrape(headers.get("accept", ""))
+        return _response(HTTPStatus.OK, text, content_type)
+
+    async def _scrape(self, accept: str) -> tuple[bytes, str]:
         async with asyncio.timeout(PATIENCE_S), self._turn:
             await self._refresh()
-            text, content_type = await asyncio.to_thread(self._metrics.text, headers.get("accept", ""))
-        return _response(HTTPStatus.OK, text, content_type)
+            return await asyncio.to_thread(self._metrics.text, accept)
 
 
 def _response(status: HTTPStatus, body: bytes, content_type: str) -> bytes:

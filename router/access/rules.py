@@ -81,6 +81,8 @@ RULES: Final[dict[str, Rule]] = {
     f"{_V1}ClusterService/GetCluster": Rule(Needs.CLUSTER),
     f"{_V1}ClusterService/CreateBackup": _CLUSTER,
     f"{_V1}ClusterService/RestoreBackup": _CLUSTER,
+    f"{_V1}ClusterService/SetDiagnostics": _CLUSTER,
+    f"{_V1}ClusterService/GetDiagnostics": _CLUSTER,
     f"{_V1}KeyService/CreateKey": _CLUSTER,
     f"{_V1}KeyService/ListKeys": _CLUSTER,
     f"{_V1}KeyService/RevokeKey": _CLUSTER,

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
+import tarfile
 import threading
 import uuid
 from collections.abc import Iterator, Sequence
@@ -58,6 +60,16 @@ class Heard:
 
     def trace(self, trace_id: str) -> list[ReceivedSpan]:
         return [span for span in self._spans if span.trace_id == trace_id]
+
+    def wait_for_k(self, k: str, *names: str) -> None:
+        """Waits for spans of a search that asked for so many hits."""
+
+        def there() -> bool:
+            found = {span.name for span in self._spans if span.facts.get("vectorfleet.k") == k}
+            return found >= set(names)
+
+        with self._changed:
+            assert self._changed.wait_for(there, TIMEOUT_S), [span.name for span in self._spans]
 
     def wait_for(self, trace_id: str, *names: str) -> list[ReceivedSpan]:
         """The spans of a trace, once those of these names are there, each as often as it is named."""
@@ -163,6 +175,74 @@ def test_a_slow_query_that_nobody_chose_has_a_line_a_trace_and_no_secret(
     heard[0].wait_for(slow["trace_id"], ROUTER_SEARCH, "batch", "node", "node")
     nodes = "".join(traced.processes[name].log_path.read_text() for name in ("node-0", "node-1"))
     assert f'"request_id": "{slow["request_id"]}"' in nodes, "the same id on both sides"
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    program = [sys.executable, "-c", "import vectorfleet.cli as c; c.main()", *arguments]
+    return subprocess.run(program, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+
+
+def test_what_is_logged_and_traced_changes_while_the_processes_run(
+    traced: LocalCluster, heard: tuple[Heard, str], films: str
+) -> None:
+    address = ("--address", traced.address, "--json")
+    before = json.loads(run("tune", *address).stdout)["processes"]
+    assert [one["process"] for one in before[1:]] == ["node-0", "node-1"]
+    assert {one["settings"]["log_level"] for one in before} == {"info"}
+    changed = run("tune", *address, "--log-level", "debug", "--slow-query-ms", "60000", "--trace-ratio", "1")
+    assert {json.dumps(one["settings"]) for one in json.loads(changed.stdout)["processes"]} == {
+        '{"log_level": "debug", "slow_query_ms": 60000.0, "trace_ratio": 1.0}'
+    }
+    with vectorfleet.Client(traced.address, timeout=TIMEOUT_S) as client:
+        client.search(films, vectors=np.ones(8, np.float32), k=11)
+    heard[0].wait_for_k("11", ROUTER_SEARCH, NODE_SEARCH)
+    assert '"k": 11' not in traced.processes["router-0"].log_path.read_text(), "60 seconds are slow, this was not"
+    assert (
+        run("tune", *address, "--log-level", "info", "--slow-query-ms", "0.001", "--trace-ratio", "0").returncode == 0
+    )
+    refused = run("tune", "--address", traced.address, "--trace-ratio", "7")
+    assert refused.returncode == 2
+
+
+def test_a_bug_report_has_what_can_be_had_and_says_what_cannot(
+    traced: LocalCluster, films: str, tmp_path: Path
+) -> None:
+    with vectorfleet.Client(traced.address, timeout=TIMEOUT_S) as client:
+        client.search(films, vectors=np.ones(8, np.float32), k=5)
+    file = tmp_path / "support.tar.gz"
+    traced.signal("node-1", signal.SIGSTOP)
+    try:
+        done = run("debug", "--address", traced.address, str(file))
+    finally:
+        traced.signal("node-1", signal.SIGCONT)
+    assert done.returncode == 0, done.stderr
+    assert "node node-1 could not be gathered" in done.stderr
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert [path.name for path in tmp_path.iterdir()] == [file.name]
+    with tarfile.open(file) as archive:
+        found = {entry.name.partition("/")[2]: archive.extractfile(entry) for entry in archive.getmembers()}
+        content = {name: stream.read().decode() for name, stream in found.items() if stream is not None}
+    assert "node node-1" in json.loads(content["report.json"])["missing"]
+    for process in ("router-0", "node-0"):
+        about = json.loads(content[f"{process}/process.json"])
+        assert about["versions"]["vectorfleet"] == vectorfleet.__version__
+        assert about["configuration"]["log_format"] == "json"
+        assert "vectorfleet_" in content[f"{process}/metrics.txt"]
+        assert "listens on" in content[f"{process}/log.txt"]
+        assert any(
+            json.loads(line)["k"] == 5
+            for line in content[f"{process}/slow-queries.jsonl"].splitlines()
+            if '"k"' in line
+        )
+    assert json.loads(content["cluster.json"])["shards"]
+    assert "hunter2" not in json.dumps(content)
+
+
+def test_a_report_that_cannot_be_written_leaves_nothing(traced: LocalCluster, tmp_path: Path) -> None:
+    done = run("debug", "--address", traced.address, str(tmp_path / "absent" / "support.tar.gz"))
+    assert done.returncode == 1
+    assert "cannot be written" in done.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_collector_that_hangs_holds_up_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

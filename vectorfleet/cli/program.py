@@ -15,6 +15,7 @@ from vectorfleet._version import __version__
 from vectorfleet.cli.backups import backup, restore
 from vectorfleet.cli.certs import certs
 from vectorfleet.cli.collections import create, drop
+from vectorfleet.cli.debugging import debug, tune
 from vectorfleet.cli.loading import load
 from vectorfleet.cli.points import count, delete, get
 from vectorfleet.cli.rows import FileError
@@ -64,5 +65,22 @@ def main() -> None:
     """A sharded vector search cluster: start one, load it, ask it."""
 
 
-for _command in (up, load, search, status, create, drop, get, delete, count, backup, restore, sizing, certs, traces):
+for _command in (
+    up,
+    load,
+    search,
+    status,
+    create,
+    drop,
+    get,
+    delete,
+    count,
+    backup,
+    restore,
+    sizing,
+    certs,
+    traces,
+    tune,
+    debug,
+):
     main.add_command(_command)

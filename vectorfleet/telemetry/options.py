@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from vectorfleet._version import __version__
+from vectorfleet.telemetry.configuration import shown
 from vectorfleet.telemetry.logs import FORMATS, LEVELS, Logs
 from vectorfleet.telemetry.process import Telemetry
 from vectorfleet.telemetry.slow import THRESHOLD_DEFAULT_MS, SlowQueries
@@ -98,7 +99,13 @@ def telemetry_of(
             tracing = Tracing(otlp_processor(environment, arguments.otlp_endpoint), resource)
         except ImportError as error:
             _log.warning("no traces: %s; pip install 'vectorfleet[otel]'", error)
-    return Telemetry(logs=logs, slow=SlowQueries(arguments.slow_query_ms), sampling=sampling, tracing=tracing)
+    return Telemetry(
+        logs=logs,
+        slow=SlowQueries(arguments.slow_query_ms),
+        sampling=sampling,
+        tracing=tracing,
+        configuration=shown(vars(arguments)),
+    )
 
 
 def threshold_of(value: str) -> float:

@@ -5,7 +5,7 @@ Router and shard server have one each; `serving` calls `begin` and `end`. What o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Final
 
@@ -29,8 +29,13 @@ class Telemetry:
         slow: SlowQueries | None = None,
         sampling: Sampling | None = None,
         tracing: Tracing | None = None,
+        configuration: Mapping[str, str] | None = None,
     ) -> None:
         """Takes its parts; those that are absent are off, request ids never are."""
+        self.configuration = configuration or {}
+        """The process's options, as a bug report may show them."""
+        self.metrics: Callable[[], Awaitable[bytes]] | None = None
+        """Makes the text of its metrics; None: it has none. To be set by whoever counts."""
         self.logs = logs
         self.slow = slow or SlowQueries(0)
         self.sampling = sampling or Sampling(0)

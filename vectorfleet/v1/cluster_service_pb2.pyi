@@ -51,6 +51,235 @@ REPLICA_STATUS_UNREACHABLE: ReplicaStatus.ValueType  # 4
 Global___ReplicaStatus: _TypeAlias = ReplicaStatus  # noqa: Y015
 
 @_typing.final
+class DiagnosticSettings(_message.Message):
+    """What may be changed while a process runs."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LOG_LEVEL_FIELD_NUMBER: _builtins.int
+    SLOW_QUERY_MS_FIELD_NUMBER: _builtins.int
+    TRACE_RATIO_FIELD_NUMBER: _builtins.int
+    log_level: _builtins.str
+    """OPTIONAL. debug, info, warning or error."""
+    slow_query_ms: _builtins.float
+    """OPTIONAL. Milliseconds from which on a query is slow; 0: none is."""
+    trace_ratio: _builtins.float
+    """OPTIONAL. Of calls that nobody has decided about, the share that is traced, 0 to 1."""
+    def __init__(
+        self,
+        *,
+        log_level: _builtins.str | None = ...,
+        slow_query_ms: _builtins.float | None = ...,
+        trace_ratio: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_log_level", b"_log_level", "_slow_query_ms", b"_slow_query_ms", "_trace_ratio", b"_trace_ratio", "log_level", b"log_level", "slow_query_ms", b"slow_query_ms", "trace_ratio", b"trace_ratio"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_log_level", b"_log_level", "_slow_query_ms", b"_slow_query_ms", "_trace_ratio", b"_trace_ratio", "log_level", b"log_level", "slow_query_ms", b"slow_query_ms", "trace_ratio", b"trace_ratio"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__log_level: _TypeAlias = _typing.Literal["log_level"]  # noqa: Y015
+    _WhichOneofArgType__log_level: _TypeAlias = _typing.Literal["_log_level", b"_log_level"]  # noqa: Y015
+    _WhichOneofReturnType__slow_query_ms: _TypeAlias = _typing.Literal["slow_query_ms"]  # noqa: Y015
+    _WhichOneofArgType__slow_query_ms: _TypeAlias = _typing.Literal["_slow_query_ms", b"_slow_query_ms"]  # noqa: Y015
+    _WhichOneofReturnType__trace_ratio: _TypeAlias = _typing.Literal["trace_ratio"]  # noqa: Y015
+    _WhichOneofArgType__trace_ratio: _TypeAlias = _typing.Literal["_trace_ratio", b"_trace_ratio"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__log_level) -> _WhichOneofReturnType__log_level | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__slow_query_ms) -> _WhichOneofReturnType__slow_query_ms | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__trace_ratio) -> _WhichOneofReturnType__trace_ratio | None: ...
+
+Global___DiagnosticSettings: _TypeAlias = DiagnosticSettings  # noqa: Y015
+
+@_typing.final
+class ProcessDiagnostics(_message.Message):
+    """What one process tells of itself."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class VersionsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class ConfigurationEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    PROCESS_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    SETTINGS_FIELD_NUMBER: _builtins.int
+    VERSIONS_FIELD_NUMBER: _builtins.int
+    CONFIGURATION_FIELD_NUMBER: _builtins.int
+    LOG_LINES_FIELD_NUMBER: _builtins.int
+    SLOW_QUERIES_FIELD_NUMBER: _builtins.int
+    METRICS_FIELD_NUMBER: _builtins.int
+    process: _builtins.str
+    """The node's id, or the router's."""
+    error: _builtins.str
+    """Empty: it answered. Otherwise why it did not, and nothing else is set."""
+    metrics: _builtins.bytes
+    """In Prometheus' text format. Empty: it counts nothing."""
+    @_builtins.property
+    def settings(self) -> Global___DiagnosticSettings: ...
+    @_builtins.property
+    def versions(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Of vectorfleet, Python and packages that matter."""
+
+    @_builtins.property
+    def configuration(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Options by name. Those that are not known to be harmless are named, and their values withheld."""
+
+    @_builtins.property
+    def log_lines(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Oldest first."""
+
+    @_builtins.property
+    def slow_queries(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """JSON objects, oldest first."""
+
+    def __init__(
+        self,
+        *,
+        process: _builtins.str = ...,
+        error: _builtins.str = ...,
+        settings: Global___DiagnosticSettings | None = ...,
+        versions: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        configuration: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        log_lines: _abc.Iterable[_builtins.str] | None = ...,
+        slow_queries: _abc.Iterable[_builtins.str] | None = ...,
+        metrics: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["settings", b"settings"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["configuration", b"configuration", "error", b"error", "log_lines", b"log_lines", "metrics", b"metrics", "process", b"process", "settings", b"settings", "slow_queries", b"slow_queries", "versions", b"versions"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ProcessDiagnostics: _TypeAlias = ProcessDiagnostics  # noqa: Y015
+
+@_typing.final
+class SetDiagnosticsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SETTINGS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def settings(self) -> Global___DiagnosticSettings:
+        """REQUIRED. What is absent stays as it is."""
+
+    def __init__(
+        self,
+        *,
+        settings: Global___DiagnosticSettings | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["settings", b"settings"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["settings", b"settings"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetDiagnosticsRequest: _TypeAlias = SetDiagnosticsRequest  # noqa: Y015
+
+@_typing.final
+class SetDiagnosticsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROCESSES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def processes(self) -> _containers.RepeatedCompositeFieldContainer[Global___ProcessDiagnostics]:
+        """This router first: settings or error."""
+
+    def __init__(
+        self,
+        *,
+        processes: _abc.Iterable[Global___ProcessDiagnostics] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["processes", b"processes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetDiagnosticsResponse: _TypeAlias = SetDiagnosticsResponse  # noqa: Y015
+
+@_typing.final
+class GetDiagnosticsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_FIELD_NUMBER: _builtins.int
+    node: _builtins.str
+    """OPTIONAL. A node's id; empty: this router."""
+    def __init__(
+        self,
+        *,
+        node: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["node", b"node"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetDiagnosticsRequest: _TypeAlias = GetDiagnosticsRequest  # noqa: Y015
+
+@_typing.final
+class GetDiagnosticsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROCESS_FIELD_NUMBER: _builtins.int
+    NODES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def process(self) -> Global___ProcessDiagnostics: ...
+    @_builtins.property
+    def nodes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """In the answer of the router itself: the ids of all nodes that it knows."""
+
+    def __init__(
+        self,
+        *,
+        process: Global___ProcessDiagnostics | None = ...,
+        nodes: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["process", b"process"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["nodes", b"nodes", "process", b"process"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetDiagnosticsResponse: _TypeAlias = GetDiagnosticsResponse  # noqa: Y015
+
+@_typing.final
 class GetClusterRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 

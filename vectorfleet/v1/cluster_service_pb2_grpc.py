@@ -50,6 +50,16 @@ class ClusterServiceStub(object):
                 request_serializer=vectorfleet_dot_v1_dot_cluster__service__pb2.RestoreBackupRequest.SerializeToString,
                 response_deserializer=vectorfleet_dot_v1_dot_cluster__service__pb2.RestoreBackupResponse.FromString,
                 _registered_method=True)
+        self.SetDiagnostics = channel.unary_unary(
+                '/vectorfleet.v1.ClusterService/SetDiagnostics',
+                request_serializer=vectorfleet_dot_v1_dot_cluster__service__pb2.SetDiagnosticsRequest.SerializeToString,
+                response_deserializer=vectorfleet_dot_v1_dot_cluster__service__pb2.SetDiagnosticsResponse.FromString,
+                _registered_method=True)
+        self.GetDiagnostics = channel.unary_unary(
+                '/vectorfleet.v1.ClusterService/GetDiagnostics',
+                request_serializer=vectorfleet_dot_v1_dot_cluster__service__pb2.GetDiagnosticsRequest.SerializeToString,
+                response_deserializer=vectorfleet_dot_v1_dot_cluster__service__pb2.GetDiagnosticsResponse.FromString,
+                _registered_method=True)
 
 
 class ClusterServiceServicer(object):
@@ -109,6 +119,30 @@ class ClusterServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SetDiagnostics(self, request, context):
+        """Changes what this router and all nodes log and trace, until they end or it is changed again. A process that does not answer
+        is shown with its error. Other routers are asked by themselves.
+
+        | condition                  | code             | reason        | the caller      |
+        |----------------------------|------------------|---------------|-----------------|
+        | a setting is out of range  | INVALID_ARGUMENT | INVALID_FIELD | mends it        |
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetDiagnostics(self, request, context):
+        """Returns what one process tells of itself for a bug report: its version, its configuration without secrets, its last log
+        lines and slow queries, its metrics.
+
+        | condition                  | code        | reason            | the caller       |
+        |----------------------------|-------------|-------------------|------------------|
+        | the node does not answer   | UNAVAILABLE | SHARD_UNAVAILABLE | goes on without  |
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ClusterServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -126,6 +160,16 @@ def add_ClusterServiceServicer_to_server(servicer, server):
                     servicer.RestoreBackup,
                     request_deserializer=vectorfleet_dot_v1_dot_cluster__service__pb2.RestoreBackupRequest.FromString,
                     response_serializer=vectorfleet_dot_v1_dot_cluster__service__pb2.RestoreBackupResponse.SerializeToString,
+            ),
+            'SetDiagnostics': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetDiagnostics,
+                    request_deserializer=vectorfleet_dot_v1_dot_cluster__service__pb2.SetDiagnosticsRequest.FromString,
+                    response_serializer=vectorfleet_dot_v1_dot_cluster__service__pb2.SetDiagnosticsResponse.SerializeToString,
+            ),
+            'GetDiagnostics': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetDiagnostics,
+                    request_deserializer=vectorfleet_dot_v1_dot_cluster__service__pb2.GetDiagnosticsRequest.FromString,
+                    response_serializer=vectorfleet_dot_v1_dot_cluster__service__pb2.GetDiagnosticsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -210,6 +254,60 @@ class ClusterService(object):
             '/vectorfleet.v1.ClusterService/RestoreBackup',
             vectorfleet_dot_v1_dot_cluster__service__pb2.RestoreBackupRequest.SerializeToString,
             vectorfleet_dot_v1_dot_cluster__service__pb2.RestoreBackupResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetDiagnostics(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/vectorfleet.v1.ClusterService/SetDiagnostics',
+            vectorfleet_dot_v1_dot_cluster__service__pb2.SetDiagnosticsRequest.SerializeToString,
+            vectorfleet_dot_v1_dot_cluster__service__pb2.SetDiagnosticsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetDiagnostics(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/vectorfleet.v1.ClusterService/GetDiagnostics',
+            vectorfleet_dot_v1_dot_cluster__service__pb2.GetDiagnosticsRequest.SerializeToString,
+            vectorfleet_dot_v1_dot_cluster__service__pb2.GetDiagnosticsResponse.FromString,
             options,
             channel_credentials,
             insecure,

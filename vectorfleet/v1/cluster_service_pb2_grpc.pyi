@@ -74,6 +74,22 @@ class ClusterServiceStub:
     | no shard server is registered    | UNAVAILABLE         | NO_NODES                | starts one, calls again     |
     | a node has no room for it        | RESOURCE_EXHAUSTED  | DISK_FULL               | makes room, calls again     |
     """
+    SetDiagnostics: _grpc.UnaryUnaryMultiCallable[_cluster_service_pb2.SetDiagnosticsRequest, _cluster_service_pb2.SetDiagnosticsResponse]
+    """Changes what this router and all nodes log and trace, until they end or it is changed again. A process that does not answer
+    is shown with its error. Other routers are asked by themselves.
+
+    | condition                  | code             | reason        | the caller      |
+    |----------------------------|------------------|---------------|-----------------|
+    | a setting is out of range  | INVALID_ARGUMENT | INVALID_FIELD | mends it        |
+    """
+    GetDiagnostics: _grpc.UnaryUnaryMultiCallable[_cluster_service_pb2.GetDiagnosticsRequest, _cluster_service_pb2.GetDiagnosticsResponse]
+    """Returns what one process tells of itself for a bug report: its version, its configuration without secrets, its last log
+    lines and slow queries, its metrics.
+
+    | condition                  | code        | reason            | the caller       |
+    |----------------------------|-------------|-------------------|------------------|
+    | the node does not answer   | UNAVAILABLE | SHARD_UNAVAILABLE | goes on without  |
+    """
 
 @_typing.type_check_only
 class ClusterServiceAsyncStub(ClusterServiceStub):
@@ -120,6 +136,22 @@ class ClusterServiceAsyncStub(ClusterServiceStub):
     | the source does not answer       | UNAVAILABLE         | DESTINATION_UNAVAILABLE | calls again                 |
     | no shard server is registered    | UNAVAILABLE         | NO_NODES                | starts one, calls again     |
     | a node has no room for it        | RESOURCE_EXHAUSTED  | DISK_FULL               | makes room, calls again     |
+    """
+    SetDiagnostics: _aio.UnaryUnaryMultiCallable[_cluster_service_pb2.SetDiagnosticsRequest, _cluster_service_pb2.SetDiagnosticsResponse]  # type: ignore[assignment]
+    """Changes what this router and all nodes log and trace, until they end or it is changed again. A process that does not answer
+    is shown with its error. Other routers are asked by themselves.
+
+    | condition                  | code             | reason        | the caller      |
+    |----------------------------|------------------|---------------|-----------------|
+    | a setting is out of range  | INVALID_ARGUMENT | INVALID_FIELD | mends it        |
+    """
+    GetDiagnostics: _aio.UnaryUnaryMultiCallable[_cluster_service_pb2.GetDiagnosticsRequest, _cluster_service_pb2.GetDiagnosticsResponse]  # type: ignore[assignment]
+    """Returns what one process tells of itself for a bug report: its version, its configuration without secrets, its last log
+    lines and slow queries, its metrics.
+
+    | condition                  | code        | reason            | the caller       |
+    |----------------------------|-------------|-------------------|------------------|
+    | the node does not answer   | UNAVAILABLE | SHARD_UNAVAILABLE | goes on without  |
     """
 
 class ClusterServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -182,6 +214,34 @@ class ClusterServiceServicer(metaclass=_abc_1.ABCMeta):
         | the source does not answer       | UNAVAILABLE         | DESTINATION_UNAVAILABLE | calls again                 |
         | no shard server is registered    | UNAVAILABLE         | NO_NODES                | starts one, calls again     |
         | a node has no room for it        | RESOURCE_EXHAUSTED  | DISK_FULL               | makes room, calls again     |
+        """
+
+    @_abc_1.abstractmethod
+    def SetDiagnostics(
+        self,
+        request: _cluster_service_pb2.SetDiagnosticsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_cluster_service_pb2.SetDiagnosticsResponse, _abc.Awaitable[_cluster_service_pb2.SetDiagnosticsResponse]]:
+        """Changes what this router and all nodes log and trace, until they end or it is changed again. A process that does not answer
+        is shown with its error. Other routers are asked by themselves.
+
+        | condition                  | code             | reason        | the caller      |
+        |----------------------------|------------------|---------------|-----------------|
+        | a setting is out of range  | INVALID_ARGUMENT | INVALID_FIELD | mends it        |
+        """
+
+    @_abc_1.abstractmethod
+    def GetDiagnostics(
+        self,
+        request: _cluster_service_pb2.GetDiagnosticsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_cluster_service_pb2.GetDiagnosticsResponse, _abc.Awaitable[_cluster_service_pb2.GetDiagnosticsResponse]]:
+        """Returns what one process tells of itself for a bug report: its version, its configuration without secrets, its last log
+        lines and slow queries, its metrics.
+
+        | condition                  | code        | reason            | the caller       |
+        |----------------------------|-------------|-------------------|------------------|
+        | the node does not answer   | UNAVAILABLE | SHARD_UNAVAILABLE | goes on without  |
         """
 
 def add_ClusterServiceServicer_to_server(servicer: ClusterServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -99,6 +99,16 @@ class ShardServiceStub(object):
                 request_serializer=vectorfleet_dot_internal_dot_v1_dot_shard__service__pb2.ReadBackupRequest.SerializeToString,
                 response_deserializer=vectorfleet_dot_internal_dot_v1_dot_shard__service__pb2.ReadBackupResponse.FromString,
                 _registered_method=True)
+        self.Tune = channel.unary_unary(
+                '/vectorfleet.internal.v1.ShardService/Tune',
+                request_serializer=vectorfleet_dot_internal_dot_v1_dot_shard__service__pb2.TuneRequest.SerializeToString,
+                response_deserializer=vectorfleet_dot_internal_dot_v1_dot_shard__service__pb2.TuneResponse.FromString,
+                _registered_method=True)
+        self.Diagnose = channel.unary_unary(
+                '/vectorfleet.internal.v1.ShardService/Diagnose',
+                request_serializer=vectorfleet_dot_internal_dot_v1_dot_shard__service__pb2.DiagnoseRequest.SerializeToString,
+                response_deserializer=vectorfleet_dot_internal_dot_v1_dot_shard__service__pb2.DiagnoseResponse.FromString,
+                _registered_method=True)
 
 
 class ShardServiceServicer(object):
@@ -194,6 +204,20 @@ class ShardServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Tune(self, request, context):
+        """Changes what this process logs and traces.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Diagnose(self, request, context):
+        """Says what a bug report needs to know of this process.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ShardServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -256,6 +280,16 @@ def add_ShardServiceServicer_to_server(servicer, server):
                     servicer.ReadBackup,
                     request_deserializer=vectorfleet_dot_internal_dot_v1_dot_shard__service__pb2.ReadBackupRequest.FromString,
                     response_serializer=vectorfleet_dot_internal_dot_v1_dot_shard__service__pb2.ReadBackupResponse.SerializeToString,
+            ),
+            'Tune': grpc.unary_unary_rpc_method_handler(
+                    servicer.Tune,
+                    request_deserializer=vectorfleet_dot_internal_dot_v1_dot_shard__service__pb2.TuneRequest.FromString,
+                    response_serializer=vectorfleet_dot_internal_dot_v1_dot_shard__service__pb2.TuneResponse.SerializeToString,
+            ),
+            'Diagnose': grpc.unary_unary_rpc_method_handler(
+                    servicer.Diagnose,
+                    request_deserializer=vectorfleet_dot_internal_dot_v1_dot_shard__service__pb2.DiagnoseRequest.FromString,
+                    response_serializer=vectorfleet_dot_internal_dot_v1_dot_shard__service__pb2.DiagnoseResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -587,6 +621,60 @@ class ShardService(object):
             '/vectorfleet.internal.v1.ShardService/ReadBackup',
             vectorfleet_dot_internal_dot_v1_dot_shard__service__pb2.ReadBackupRequest.SerializeToString,
             vectorfleet_dot_internal_dot_v1_dot_shard__service__pb2.ReadBackupResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Tune(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/vectorfleet.internal.v1.ShardService/Tune',
+            vectorfleet_dot_internal_dot_v1_dot_shard__service__pb2.TuneRequest.SerializeToString,
+            vectorfleet_dot_internal_dot_v1_dot_shard__service__pb2.TuneResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Diagnose(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/vectorfleet.internal.v1.ShardService/Diagnose',
+            vectorfleet_dot_internal_dot_v1_dot_shard__service__pb2.DiagnoseRequest.SerializeToString,
+            vectorfleet_dot_internal_dot_v1_dot_shard__service__pb2.DiagnoseResponse.FromString,
             options,
             channel_credentials,
             insecure,

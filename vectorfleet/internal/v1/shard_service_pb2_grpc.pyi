@@ -64,6 +64,10 @@ class ShardServiceStub:
     """Writes the manifest of a backup whose shards are all there: from now on it exists."""
     ReadBackup: _grpc.UnaryUnaryMultiCallable[_shard_service_pb2.ReadBackupRequest, _shard_service_pb2.ReadBackupResponse]
     """Reads the manifest of a backup."""
+    Tune: _grpc.UnaryUnaryMultiCallable[_shard_service_pb2.TuneRequest, _shard_service_pb2.TuneResponse]
+    """Changes what this process logs and traces."""
+    Diagnose: _grpc.UnaryUnaryMultiCallable[_shard_service_pb2.DiagnoseRequest, _shard_service_pb2.DiagnoseResponse]
+    """Says what a bug report needs to know of this process."""
 
 @_typing.type_check_only
 class ShardServiceAsyncStub(ShardServiceStub):
@@ -101,6 +105,10 @@ class ShardServiceAsyncStub(ShardServiceStub):
     """Writes the manifest of a backup whose shards are all there: from now on it exists."""
     ReadBackup: _aio.UnaryUnaryMultiCallable[_shard_service_pb2.ReadBackupRequest, _shard_service_pb2.ReadBackupResponse]  # type: ignore[assignment]
     """Reads the manifest of a backup."""
+    Tune: _aio.UnaryUnaryMultiCallable[_shard_service_pb2.TuneRequest, _shard_service_pb2.TuneResponse]  # type: ignore[assignment]
+    """Changes what this process logs and traces."""
+    Diagnose: _aio.UnaryUnaryMultiCallable[_shard_service_pb2.DiagnoseRequest, _shard_service_pb2.DiagnoseResponse]  # type: ignore[assignment]
+    """Says what a bug report needs to know of this process."""
 
 class ShardServiceServicer(metaclass=_abc_1.ABCMeta):
     """What routers, the controller and other nodes ask of a shard server.
@@ -207,5 +215,21 @@ class ShardServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_shard_service_pb2.ReadBackupResponse, _abc.Awaitable[_shard_service_pb2.ReadBackupResponse]]:
         """Reads the manifest of a backup."""
+
+    @_abc_1.abstractmethod
+    def Tune(
+        self,
+        request: _shard_service_pb2.TuneRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_shard_service_pb2.TuneResponse, _abc.Awaitable[_shard_service_pb2.TuneResponse]]:
+        """Changes what this process logs and traces."""
+
+    @_abc_1.abstractmethod
+    def Diagnose(
+        self,
+        request: _shard_service_pb2.DiagnoseRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_shard_service_pb2.DiagnoseResponse, _abc.Awaitable[_shard_service_pb2.DiagnoseResponse]]:
+        """Says what a bug report needs to know of this process."""
 
 def add_ShardServiceServicer_to_server(servicer: ShardServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

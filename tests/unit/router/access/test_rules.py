@@ -82,6 +82,8 @@ def test_only_health_is_open() -> None:
         ("ClusterService/GetCluster", "admin:*", "admin:films"),
         ("ClusterService/CreateBackup", "admin:*", "read:*"),
         ("ClusterService/RestoreBackup", "admin:*", "admin:films"),
+        ("ClusterService/SetDiagnostics", "admin:*", "admin:films"),
+        ("ClusterService/GetDiagnostics", "admin:*", "read:*"),
         ("KeyService/CreateKey", "admin:*", "admin:films"),
         ("KeyService/ListKeys", "admin:*", "admin:films"),
         ("KeyService/RevokeKey", "admin:*", "admin:films"),
