@@ -14,8 +14,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner, Result
 
 import vectorfleet
+from vectorfleet.cli import main
 from vectorfleet.cli.traces import lines_of
 from vectorfleet.local import LocalCluster
 from vectorfleet.telemetry.receiver import OtlpReceiver, ReceivedSpan
@@ -177,9 +179,8 @@ def test_a_slow_query_that_nobody_chose_has_a_line_a_trace_and_no_secret(
     assert f'"request_id": "{slow["request_id"]}"' in nodes, "the same id on both sides"
 
 
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    program = [sys.executable, "-c", "import vectorfleet.cli as c; c.main()", *arguments]
-    return subprocess.run(program, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(main, list(arguments))
 
 
 def test_what_is_logged_and_traced_changes_while_the_processes_run(
@@ -197,11 +198,9 @@ def test_what_is_logged_and_traced_changes_while_the_processes_run(
         client.search(films, vectors=np.ones(8, np.float32), k=11)
     heard[0].wait_for_k("11", ROUTER_SEARCH, NODE_SEARCH)
     assert '"k": 11' not in traced.processes["router-0"].log_path.read_text(), "60 seconds are slow, this was not"
-    assert (
-        run("tune", *address, "--log-level", "info", "--slow-query-ms", "0.001", "--trace-ratio", "0").returncode == 0
-    )
+    assert run("tune", *address, "--log-level", "info", "--slow-query-ms", "0.001", "--trace-ratio", "0").exit_code == 0
     refused = run("tune", "--address", traced.address, "--trace-ratio", "7")
-    assert refused.returncode == 2
+    assert refused.exit_code == 2
 
 
 def test_a_bug_report_has_what_can_be_had_and_says_what_cannot(
@@ -215,7 +214,7 @@ def test_a_bug_report_has_what_can_be_had_and_says_what_cannot(
         done = run("debug", "--address", traced.address, str(file))
     finally:
         traced.signal("node-1", signal.SIGCONT)
-    assert done.returncode == 0, done.stderr
+    assert done.exit_code == 0, done.stderr
     assert "node node-1 could not be gathered" in done.stderr
     assert file.stat().st_mode & 0o777 == 0o600
     assert [path.name for path in tmp_path.iterdir()] == [file.name]
@@ -240,7 +239,7 @@ def test_a_bug_report_has_what_can_be_had_and_says_what_cannot(
 
 def test_a_report_that_cannot_be_written_leaves_nothing(traced: LocalCluster, tmp_path: Path) -> None:
     done = run("debug", "--address", traced.address, str(tmp_path / "absent" / "support.tar.gz"))
-    assert done.returncode == 1
+    assert done.exit_code == 1
     assert "cannot be written" in done.stderr
     assert list(tmp_path.iterdir()) == []
 
