@@ -20,13 +20,15 @@ from typing import Any
 import psutil
 
 import vectorfleet
-from loadtest import churn, datasets, memory, quality, records, runbooks, speed, speed_tables, wordnet_vectors
+from loadtest import churn, datasets, memory, quality, records, runbooks, speed, speed_tables, watched, wordnet_vectors
 from loadtest.fleet import local_cluster
 from loadtest.peers import measuring, tables
 from loadtest.peers.catalogue import PEERS
 from vectorfleet.local import LocalCluster
 
 PARTS = ("quality", "churn", "speed", "memory")
+FURTHER_PARTS = ("observability",)
+"""Measured where they are asked for."""
 SETS = ("mnist", "synthetic")
 POINTS = 1_000_000
 POINTS_ON_A_SMALL_MACHINE = 200_000
@@ -149,7 +151,9 @@ def _beside(
 def main() -> None:
     """Reads the command line and measures."""
     parser = argparse.ArgumentParser(description="Measure quality, speed and memory of a real cluster.")
-    parser.add_argument("--only", choices=PARTS, action="append", help="measure this part alone (may be repeated)")
+    parser.add_argument(
+        "--only", choices=(*PARTS, *FURTHER_PARTS), action="append", help="measure this part alone (may be repeated)"
+    )
     parser.add_argument(
         "--whole-scifact", action="store_true",
         help=f"embed all of SciFact, which takes minutes more, not {quality.TEXTS:,} of its texts",
@@ -194,6 +198,8 @@ def main() -> None:
         met &= measure_mnist(peers, record, log)
     if "memory" in parts or ("speed" in parts and "synthetic" in sets):
         met &= measure_synthetic(points, parts, peers, record, log)
+    if "observability" in parts:
+        met &= watched.measure(given.points or POINTS_ON_A_SMALL_MACHINE, record, log)
     log("all bars met" if met else "A BAR WAS MISSED: see the tables")
     sys.exit(0 if met else 1)
 

@@ -39,6 +39,9 @@ class RouterMetrics:
         self._stages = {stage: stages.labels(stage).observe for stage in STAGES}
         batch = metrics.histogram("batch_queries", "Queries that travelled together, as each search saw it", COUNTS)
         self._batch_queries = batch.observe
+        self._denied = metrics.counter(
+            "denied_total", "Calls turned away at the door: no valid key, not allowed, over a caller's limit", "reason"
+        )
         self._answers = metrics.counter(
             "answers_total", "Answered searches; complete: all shards answered, else partial", "collection", "coverage"
         )
@@ -71,6 +74,10 @@ class RouterMetrics:
             self._stages["merge"](merge_s)
             self._stages["fan_out"](batch.took_ns / 1e9 - merge_s)
             self._batch_queries(batch.facts["queries"])
+
+    def denied(self, reason: str) -> None:
+        """Counts a call that was turned away before a handler ran."""
+        self._denied.labels(reason).inc()
 
     def answered(self, record: CollectionRecord, coverage: types_pb2.Coverage) -> None:
         """Counts an answer and what is missing in it."""

@@ -122,6 +122,8 @@ class Router:
         self._controller = Controller(coordinator, self._nodes, settings.router_id)
         self._access = Access(settings.access, coordinator)
         gates = [] if self._access.gate is None else [self._access.gate]
+        for gate in gates:
+            gate.observe(counted.denied)
         self._server = serving.new_server(outermost=gates, reuse_port=settings.reuse_port, telemetry=telemetry)
         self._health = serving.LiveReadyHealth()
         self._probes = serving.HealthPort(self._health, settings.host, settings.health_port)

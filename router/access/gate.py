@@ -116,6 +116,7 @@ class Gate(grpc.aio.ServerInterceptor):
         self._refusing: Handler = grpc.stream_stream_rpc_method_handler(self._refuse)
         self._strangers = 0
         self._folded: Counter[str] = Counter()
+        self._denied: Callable[[str], None] = lambda reason: None
 
     async def intercept_service(
         self,
@@ -144,6 +145,10 @@ class Gate(grpc.aio.ServerInterceptor):
         wrapped = self._wrap(handler)
         self._wrapped[method] = handler, wrapped
         return wrapped
+
+    def observe(self, denied: Callable[[str], None]) -> None:
+        """Has `denied` told the reason of each call that is turned away here."""
+        self._denied = denied
 
     def close(self) -> None:
         """Writes what is still to be told."""
@@ -246,6 +251,7 @@ class Gate(grpc.aio.ServerInterceptor):
     async def _end(self, call: _Call, context: Context, error: BaseException) -> None:
         """Accounts for a call that failed; answers it, where that was decided here."""
         if isinstance(error, errors.VectorfleetError):
+            self._denied(error.reason)
             self._account(call, context, error.code.name, error.reason)
             await serving.abort(context, error, call.request_id())
         elif isinstance(error, grpc.aio.AbortError):

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import math
 import subprocess
 import urllib.parse
-import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -30,9 +30,10 @@ class Prometheus:
 
     def get(self, path: str, **parameters: str) -> Any:
         """The data of an answer of its HTTP API."""
-        query = urllib.parse.urlencode(parameters)
-        with urllib.request.urlopen(f"http://{self._address}{path}?{query}", timeout=TIMEOUT_S) as answer:
-            return json.load(answer).get("data")
+        connection = http.client.HTTPConnection(self._address, timeout=TIMEOUT_S)
+        with contextlib.closing(connection):
+            connection.request("GET", f"{path}?{urllib.parse.urlencode(parameters)}")
+            return json.load(connection.getresponse()).get("data")
 
     def ask(self, query: str) -> list[tuple[Mapping[str, str], float]]:
         """The series that a query has now, with their labels; those that are no number are left out."""

@@ -83,14 +83,16 @@ class Secured:
 
 
 @asynccontextmanager
-async def secured(tmp_path: Path, **changes: Any) -> AsyncIterator[Secured]:
+async def secured(
+    tmp_path: Path, *, metrics_address: tuple[str, int] | None = None, **changes: Any
+) -> AsyncIterator[Secured]:
     jwks = tmp_path / "jwks.json"
     jwks.write_bytes(jwk_set(public_jwk(rsa_key(), "k0")))
     audit = tmp_path / "audit.jsonl"
     settings = AccessSettings(
         required=True, admin_key=AdminKey(ADMIN), jwks=jwks, jwt=JwtRules(AUDIENCE), audit_log=str(audit)
     )
-    async with fleet("n1", access=replace(settings, **changes)) as under:
+    async with fleet("n1", access=replace(settings, **changes), metrics_address=metrics_address) as under:
         door = Secured(under, under.address, audit)
         try:
             yield door

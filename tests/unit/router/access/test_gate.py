@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from pathlib import Path
@@ -18,6 +19,7 @@ from tests.signing import rsa_key, token
 from tests.unit.router.access.door import ADMIN, secured
 from tests.unit.router.api import DIM, Api, loaded, refused, until
 from vectorfleet import errors
+from vectorfleet.local.ports import free_ports
 from vectorfleet.v1 import (
     cluster_service_pb2,
     collection_service_pb2,
@@ -68,6 +70,20 @@ async def test_nobody_else_gets_in(tmp_path: Path, metadata: Any, reason: str) -
         assert line["method"] == "vectorfleet.v1.SearchService/Search"
         assert (line["who"], line["reason"]) == ("", reason)
         assert line["peer"].startswith("ipv4:127.0.0.1:")
+
+
+async def test_those_who_are_turned_away_are_counted(tmp_path: Path) -> None:
+    (port,) = free_ports(1)
+    async with secured(tmp_path, metrics_address=("127.0.0.1", port)) as door:
+        for api in (door.sending(), door.sending(), await door.with_scopes("read:other")):
+            await refused(api.search(np.zeros((1, DIM), np.float32)))
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"GET /metrics HTTP/1.1\r\n\r\n")
+        async with asyncio.timeout(20):
+            lines = (await reader.read()).decode().splitlines()
+        writer.close()
+    assert 'vectorfleet_router_denied_total{reason="CREDENTIAL_MISSING"} 2.0' in lines
+    assert 'vectorfleet_router_denied_total{reason="PERMISSION_DENIED"} 1.0' in lines
 
 
 async def test_a_stranger_is_answered_before_his_request_is_read(tmp_path: Path) -> None:
