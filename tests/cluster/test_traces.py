@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
+import pty
+import select
 import signal
+import struct
 import subprocess
 import sys
 import tarfile
+import termios
 import threading
 import uuid
 from collections.abc import Iterator, Sequence
@@ -83,6 +89,23 @@ class Heard:
         with self._changed:
             assert self._changed.wait_for(there, TIMEOUT_S), [span.name for span in self._spans]
             return self.trace(trace_id)
+
+
+class Seen:
+    """What a program writes on its terminal."""
+
+    def __init__(self, master: int) -> None:
+        self._master = master
+        self.text = ""
+
+    def wait_for(self, words: str) -> None:
+        """Reads until these words come, after all that was read before."""
+        fresh = ""
+        while words not in fresh:
+            ready, _, _ = select.select([self._master], [], [], TIMEOUT_S)
+            assert ready, fresh[-2000:]
+            fresh += os.read(self._master, 65536).decode(errors="replace")
+        self.text += fresh
 
 
 @pytest.fixture(scope="module")
@@ -235,6 +258,39 @@ def test_a_bug_report_has_what_can_be_had_and_says_what_cannot(
         )
     assert json.loads(content["cluster.json"])["shards"]
     assert "hunter2" not in json.dumps(content)
+
+
+def test_a_view_lives_through_a_router_that_does_not(traced: LocalCluster, films: str) -> None:
+    master, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 40, 0, 0))
+    program = [
+        sys.executable,
+        "-c",
+        "from vectorfleet.cli import main; main()",
+        "status",
+        "--watch",
+        "--interval",
+        "0.2",
+    ]
+    watching = subprocess.Popen(
+        [*program, "--address", traced.address], stdin=terminal, stdout=terminal, stderr=terminal
+    )
+    os.close(terminal)
+    seen = Seen(master)
+    try:
+        seen.wait_for(films)
+        traced.kill("router-0")
+        seen.wait_for("ROUTER UNREACHABLE")
+        traced.restart("router-0")
+        seen.wait_for("etcd connected")
+        watching.send_signal(signal.SIGINT)
+        seen.wait_for("\x1b[?25h\x1b[?1049l")
+        assert watching.wait(TIMEOUT_S) == 0
+        assert "Traceback" not in seen.text
+    finally:
+        watching.kill()
+        watching.wait()
+        os.close(master)
 
 
 def test_a_report_that_cannot_be_written_leaves_nothing(traced: LocalCluster, tmp_path: Path) -> None:

@@ -36,16 +36,37 @@ def show_json(value: Any) -> None:
 
 def show_table(headers: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Prints a table: numbers to the right, everything else to the left."""
+    for line in table(headers, rows):
+        click.echo(line)
+
+
+def table(headers: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:
+    """Writes a table: the lines that `show_table` prints."""
     body = [list(row) for row in rows]
     cells = [[_cell(value) for value in row] for row in body]
     right = [bool(body) and all(isinstance(row[at], int | float) for row in body) for at in range(len(headers))]
     widths = [max(_width(line[at]) for line in [list(headers), *cells]) for at in range(len(headers))]
+    lines = []
     for line in [[header.upper() for header in headers], *cells]:
         padded = [
             " " * (width - _width(cell)) + cell if to_right else cell + " " * (width - _width(cell))
             for cell, width, to_right in zip(line, widths, right, strict=True)
         ]
-        click.echo("  ".join(padded).rstrip())
+        lines.append("  ".join(padded).rstrip())
+    return lines
+
+
+def cut(text: str, width: int) -> str:
+    """Cuts a line to so many columns of a terminal."""
+    if _width(text) <= width:
+        return text
+    kept = columns = 0
+    for one in text:
+        columns += _width(one)
+        if columns >= width:
+            break
+        kept += 1
+    return text[:kept] + "…"
 
 
 def warn_of_gaps(coverage: Coverage | None) -> None:

@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 
 import click
 
 from vectorfleet._client import Client
-from vectorfleet._models import ClusterInfo, Collection
+from vectorfleet._models import ClusterInfo, Collection, ShardState
 from vectorfleet.cli.connection import connected
 from vectorfleet.cli.output import human_bytes, show_json, show_table, warn_of_gaps
+from vectorfleet.cli.watching import watch
 from vectorfleet.errors import NotFound
 
 
 @click.command()
 @click.argument("name", required=False)
+@click.option("--watch", "watching", is_flag=True, help="Show all of it again and again, with rates, until Ctrl-C.")
+@click.option(
+    "--interval", type=click.FloatRange(0.2), default=2.0, show_default=True, metavar="SECONDS", help="Of --watch."
+)
 @connected
-def status(client: Client, name: str | None, as_json: bool) -> None:
+def status(client: Client, name: str | None, watching: bool, interval: float, as_json: bool) -> None:
     """Show nodes, collections, shards and replicas: all, or those of the collection NAME."""
+    if watching:
+        if as_json or name is not None:
+            raise click.UsageError("--watch shows the whole cluster, for people: it takes no NAME and no --json")
+        watch(client, interval)
+        return
     names = [name] if name is not None else [one.name for one in client.list_collections()]
     collections = []
     for listed in names:
@@ -59,6 +70,12 @@ def status(client: Client, name: str | None, as_json: bool) -> None:
         ]
         headers = ["collection", "shard", "node", "role", "status", "points", "buffered", "segments", "tombstones"]
         show_table([*headers, "codebook", "memory", "disk"], rows)
+    _warn(info, shards)
+    for one in collections:
+        warn_of_gaps(one.coverage)
+
+
+def _warn(info: ClusterInfo, shards: Sequence[ShardState]) -> None:
     for node in info.nodes:
         if node.unknown_collections:
             click.echo(
@@ -70,8 +87,6 @@ def status(client: Client, name: str | None, as_json: bool) -> None:
         for replica in shard.replicas:
             if replica.message:
                 click.echo(f"warning: {shard.collection}/{shard.shard} on {replica.node}: {replica.message}", err=True)
-    for one in collections:
-        warn_of_gaps(one.coverage)
 
 
 def _show_cluster(info: ClusterInfo) -> None:
