@@ -77,13 +77,13 @@ class Fanout:
         self._coordinator = coordinator
         self._nodes = nodes
 
-    async def ask(self, question: Question, answers: Answers, deadline: Deadline) -> None:
-        """Asks all shards of a question, and fills `answers` as they come; raises nothing but cancellation."""
+    def ask(self, question: Question, answers: Answers, deadline: Deadline) -> list[asyncio.Task[None]]:
+        """Asks all shards of a question; returns the tasks that fill `answers`, and raise nothing but cancellation."""
         shards = {shard.shard: shard for shard in question.record.shards}
         asked = [shards[number] for number in placement_for(question.record).shards_to_search()]
-        await self._ask(question, asked, answers, deadline, self._coordinator.state.epoch)
+        return self._ask(question, asked, answers, deadline, self._coordinator.state.epoch)
 
-    async def _ask(
+    def _ask(
         self,
         question: Question,
         shards: Sequence[ShardAssignment],
@@ -92,20 +92,22 @@ class Fanout:
         epoch: int,
         *,
         again: bool = False,
-    ) -> None:
+    ) -> list[asyncio.Task[None]]:
         by_node: defaultdict[str, list[ShardAssignment]] = defaultdict(list)
         state = self._coordinator.state
         for shard in shards:
             by_node[read_replica(shard, lambda node: self._nodes.reachable(node, state))].append(shard)
-        async with asyncio.TaskGroup() as tasks:
-            for node_id, group in by_node.items():
-                node = self._nodes.find(node_id, state)
-                if node is None or node.circuit.open:
-                    why = f"node {node_id} does not answer" if node_id else "no node holds the shard yet"
-                    for shard in group:
-                        _miss(answers, shard.shard, "SHARD_UNAVAILABLE", why)
-                else:
-                    tasks.create_task(self._ask_node(question, node_id, node, group, answers, deadline, epoch, again))
+        tasks = []
+        for node_id, group in by_node.items():
+            node = self._nodes.find(node_id, state)
+            if node is None or node.circuit.open:
+                why = f"node {node_id} does not answer" if node_id else "no node holds the shard yet"
+                for shard in group:
+                    _miss(answers, shard.shard, "SHARD_UNAVAILABLE", why)
+            else:
+                asking = self._ask_node(question, node_id, node, group, answers, deadline, epoch, again)
+                tasks.append(asyncio.create_task(asking))
+        return tasks
 
     async def _ask_node(
         self,
@@ -175,7 +177,7 @@ class Fanout:
                 _miss(answers, number, "COLLECTION_NOT_FOUND", "the collection was deleted meanwhile")
             return
         shards = [shard for shard in record.shards if shard.shard in stale]
-        await self._ask(question, shards, answers, deadline, state.epoch, again=True)
+        await asyncio.gather(*self._ask(question, shards, answers, deadline, state.epoch, again=True))
 
 
 def _read(result: shard_service_pb2.ShardResult | None, question: Question) -> ShardAnswer | errors.VectorfleetError:

@@ -111,7 +111,7 @@ class RecallChecks:
         answers = Answers(len(sample.record.shards))
         deadline = Deadline.after(TIMEOUT_S)
         async with asyncio.timeout_at(deadline.at_s):
-            await self._fanout.ask(question, answers, deadline)
+            await asyncio.gather(*self._fanout.ask(question, answers, deadline))
         missing = answers.coverage(placement_for(sample.record).shards_to_search()).missing
         if missing:
             return "dropped" if {one.reason for one in missing} == {"OVERLOADED"} else "failed"

@@ -159,22 +159,24 @@ class Searches:
         answers = Answers(len(question.record.shards))
         answer_by_s = {waiting: waiting.deadline.answer_by_s() for waiting in batch}
         started_s = time.monotonic()
-        ask = asyncio.create_task(self._fanout.ask(question, answers, Deadline(max(answer_by_s.values()))))
+        asking = self._fanout.ask(question, answers, Deadline(max(answer_by_s.values())))
         try:
             left = batch
             while left:
                 patience_s = min(answer_by_s[waiting] for waiting in left) - time.monotonic()
-                await asyncio.wait((ask,), timeout=max(0.0, patience_s))
-                if ask.done():
-                    ask.result()
+                if asking:
+                    await asyncio.wait(asking, timeout=max(0.0, patience_s))
+                if all(task.done() for task in asking):
+                    for task in asking:
+                        task.result()
                     batch[0].punctuality.came_back(started_s, len(vectors), time.monotonic())
                     break
                 now_s = time.monotonic()
                 await self._settle(batch, question, answers, [w for w in left if answer_by_s[w] <= now_s])
                 left = [waiting for waiting in left if not waiting.share.done()]
         finally:
-            ask.cancel()
-            await asyncio.gather(ask, return_exceptions=True)
+            unfinished = [task for task in asking if task.cancel()]
+            await asyncio.gather(*unfinished, return_exceptions=True)
         await self._settle(batch, question, answers, left)
 
     async def _settle(
