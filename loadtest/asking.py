@@ -41,6 +41,8 @@ class Target:
     address: str
     collection: str
     parameters: Parameters
+    security: vectorfleet.Security | None = None
+    """What a client needs there; for `client` alone."""
 
 
 def closed_loop(target: Target, queries: Floats, load: Load, through: Through) -> Asked:
@@ -102,7 +104,7 @@ def rows_of(ids: NDArray[np.object_]) -> Rows:
 @contextlib.asynccontextmanager
 async def _asking(target: Target, through: Through) -> AsyncIterator[Ask]:
     if through == "client":
-        async with vectorfleet.AsyncClient(target.address, timeout=TIMEOUT_S) as client:
+        async with vectorfleet.AsyncClient(target.address, timeout=TIMEOUT_S, security=target.security) as client:
             yield _client(client, target)
     else:
         async with grpc.aio.insecure_channel(target.address, options=CHANNEL_OPTIONS) as channel:

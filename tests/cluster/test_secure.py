@@ -14,6 +14,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -331,7 +332,12 @@ def test_certificates_are_renewed_under_load_and_no_call_fails(
     allowed.upsert("loaded", ids=range(100), vectors=np.ones((100, DIM)))
     for name in ("ca.crt", "client.crt", "client.key"):
         shutil.copy(secure.tls / name, tmp_path)
-    mine = vectorfleet.Security(*(tmp_path / name for name in ("ca.crt", "client.crt", "client.key")))
+    mine = replace(
+        LocalSecurity(secure.tls, secure.data).client,
+        ca=tmp_path / "ca.crt",
+        cert=tmp_path / "client.crt",
+        key=tmp_path / "client.key",
+    )
     servers = {name: "router" if name == "router-0" else "shard" for name in ("router-0", "node-0", "node-1")}
     with Load(secure.address, mine) as load:
         until(lambda: load.calls > 20 or load.failures, what="load")
