@@ -53,7 +53,7 @@ def main() -> int:
             arguments, os.environ, logs, service="vectorfleet-router", instance=arguments.router_id, entry=True
         )
         try:
-            asyncio.run(_serve(arguments, telemetry))
+            asyncio.run(_serve(arguments, refusals, telemetry))
         finally:
             telemetry.close()
     except (OSError, ValueError) as error:
@@ -64,7 +64,7 @@ def main() -> int:
     return 0
 
 
-async def _serve(arguments: argparse.Namespace, telemetry: Telemetry) -> None:
+async def _serve(arguments: argparse.Namespace, refusals: Refusals, telemetry: Telemetry) -> None:
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -81,7 +81,7 @@ async def _serve(arguments: argparse.Namespace, telemetry: Telemetry) -> None:
         metrics_address=arguments.metrics_address,
         recall_check_rate=arguments.recall_check_rate,
     )
-    router = Router(coordinator_of(arguments), settings, transport_of(arguments), telemetry)
+    router = Router(coordinator_of(arguments), settings, transport_of(arguments, refusals), telemetry)
     await router.run(stopping, lambda address: _announce(address, router.metrics_address))
 
 

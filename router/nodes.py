@@ -211,6 +211,7 @@ class NodePool:
             node.circuit.probe_lost()
             if node.circuit.open and not was_open:
                 _log.warning("node at %s does not answer and is passed over until it does: %s", node.address, error)
+                self._transport.unreached(node.address, error.message)
                 node.give_up()
         else:
             _log.debug("node at %s answers", node.address)

@@ -48,6 +48,7 @@ class Refusals:
     def __init__(self) -> None:
         self._audit: AuditLog | None = None
         self._handshakes = Rate()
+        self._peers = Rate()
         self._callers = Rate()
 
     def open(self, place: str) -> None:
@@ -68,6 +69,16 @@ class Refusals:
             _log.warning("a TLS handshake failed: %s%s", told, _counted(times))
             if self._audit is not None:
                 self._audit.record(who="", method="TLS handshake", code="UNAUTHENTICATED", reason=told, calls=times)
+
+    def peer(self, address: str, why: str) -> None:
+        """We turned away a server that we called: it is not what its address says."""
+        for told, times in self._peers.take(f"{address} {why}", time.monotonic()):
+            where, _, reason = told.partition(" ")
+            _log.warning("%s is not spoken to: %s%s", where, reason, _counted(times))
+            if self._audit is not None:
+                self._audit.record(
+                    who="", method="TLS handshake", code="UNAUTHENTICATED", reason=reason, peer=where, calls=times
+                )
 
     def caller(self, method: str, who: str, peer: str) -> None:
         """Somebody with a certificate of our authority called what is not for him."""

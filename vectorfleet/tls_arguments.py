@@ -14,6 +14,7 @@ from typing import Final
 
 from vectorfleet.identity import TRUST_DOMAIN_DEFAULT
 from vectorfleet.loopback import is_loopback
+from vectorfleet.refusals import Refusals
 from vectorfleet.tls import TlsFiles, TlsWatch
 from vectorfleet.transport import Transport
 
@@ -76,8 +77,8 @@ def add_tls_arguments(
             parser.error(f"{variable('client-certificates')} is {given!r}, not one of {', '.join(choices)}")
 
 
-def transport_of(arguments: argparse.Namespace) -> Transport:
-    """Makes the transport that the arguments describe.
+def transport_of(arguments: argparse.Namespace, refusals: Refusals | None = None) -> Transport:
+    """Makes the transport that the arguments describe; `refusals` is told whom it turns away.
 
     Raises:
         ValueError: an argument makes no sense, a file cannot be used, or others would have to be spoken to in the clear.
@@ -94,7 +95,7 @@ def transport_of(arguments: argparse.Namespace) -> Transport:
         )
     _refuse_clear_etcd(arguments)
     wanted = getattr(arguments, "client_certificates", "required") == "required"
-    return Transport(TlsWatch(files), client_certificates=wanted)
+    return Transport(TlsWatch(files), client_certificates=wanted, refusals=refusals)
 
 
 def _port(value: str) -> int:

@@ -9,12 +9,15 @@ that nobody holds any more closes when the last call on it has ended, so no call
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 import grpc
 
+from vectorfleet.refusals import Refusals
 from vectorfleet.rpc_options import CHANNEL_OPTIONS
 from vectorfleet.tls import TlsWatch
+
+_OTHER_NAME: Final = "Hostname Verification Check failed"
 
 Options = Sequence[tuple[str, Any]]
 
@@ -25,11 +28,15 @@ class Transport:
     Args:
         watch: the files; None: in the clear.
         client_certificates: whether a port wants a certificate of whoever connects.
+        refusals: is told of servers that are not what their address says; None: the log alone.
     """
 
-    def __init__(self, watch: TlsWatch | None = None, *, client_certificates: bool = True) -> None:
+    def __init__(
+        self, watch: TlsWatch | None = None, *, client_certificates: bool = True, refusals: Refusals | None = None
+    ) -> None:
         self._watch = watch
         self._client_certificates = client_certificates
+        self._refusals = refusals or Refusals()
         self._credentials: tuple[int, grpc.ChannelCredentials] | None = None
 
     @property
@@ -63,6 +70,14 @@ class Transport:
         if self._credentials is None or self._credentials[0] != self._watch.generation:
             self._credentials = self._watch.generation, self._watch.material.channel_credentials()
         return grpc.aio.secure_channel(address, self._credentials[1], options=list(options))
+
+    def unreached(self, address: str, message: str) -> None:
+        """Takes note of why an address was not reached: a certificate of another host is somebody else who answers there.
+
+        The core checks names behind the handshake, and writes nothing of it where handshakes.py would find it.
+        """
+        if _OTHER_NAME in message:
+            self._refusals.peer(address, "the certificate is for other names than this address")
 
     def _server_credentials(self, watch: TlsWatch) -> grpc.ServerCredentials:
         shown = watch.generation

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import datetime
+import json
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,11 @@ from shard_server.node import PEERS
 from shard_server.peers import Peers
 from tests.certificates import HOUR, authority, now, write
 from vectorfleet import errors, serving
+from vectorfleet.cluster.static import StaticCluster, StaticCoordinator
 from vectorfleet.identity import MembersOnly
 from vectorfleet.internal.v1 import shard_service_pb2 as pb
 from vectorfleet.internal.v1 import shard_service_pb2_grpc as pb_grpc
+from vectorfleet.refusals import Refusals
 from vectorfleet.tls import TlsFiles, TlsWatch
 from vectorfleet.transport import Transport, bind
 
@@ -44,14 +47,14 @@ class Shard(pb_grpc.ShardServiceServicer):
         yield pb.FetchCodebookResponse(chunk=b"codebook")
 
 
-class Refusals(list[tuple[str, str]]):
+class Refused(list[tuple[str, str]]):
     def __call__(self, method: str, who: str, peer: str) -> None:
         self.append((method.rpartition("/")[2], who))
 
 
 @contextlib.asynccontextmanager
-async def serving_shard(files: TlsFiles, **options: Any) -> AsyncIterator[tuple[str, TlsWatch, Shard, Refusals]]:
-    watch, shard, refused = TlsWatch(files), Shard(), Refusals()
+async def serving_shard(files: TlsFiles, **options: Any) -> AsyncIterator[tuple[str, TlsWatch, Shard, Refused]]:
+    watch, shard, refused = TlsWatch(files), Shard(), Refused()
     transport = Transport(watch, **options)
     server = serving.new_server([MembersOnly("vectorfleet", PEERS, refused)] if transport.identifies else [])
     pb_grpc.add_ShardServiceServicer_to_server(shard, server)
@@ -227,3 +230,23 @@ async def test_a_port_in_use_is_named() -> None:
         bind(second, "127.0.0.1", int(address.rpartition(":")[2]))
     await first.stop(None)
     await second.stop(None)
+
+
+async def test_a_node_under_another_hosts_name_is_not_spoken_to_and_the_audit_log_says_so(tmp_path: Path) -> None:
+    refusals = Refusals()
+    refusals.open(str(tmp_path / "audit.jsonl"))
+    pool = NodePool(Transport(TlsWatch(write(tmp_path / "router")), refusals=refusals))
+    following = asyncio.create_task(pool.follow(StaticCoordinator(StaticCluster())))
+    async with serving_shard(SERVERS["another host's"](tmp_path / "shard")) as (address, _, shard, _):
+        async with asyncio.timeout(20):
+            while not (tmp_path / "audit.jsonl").read_text():
+                with contextlib.suppress(errors.Unavailable):
+                    await pool.at(address).call(pool.at(address).stub.Describe(pb.DescribeRequest()))
+                await asyncio.sleep(0.05)
+        assert not shard.asked.is_set()
+    line = json.loads((tmp_path / "audit.jsonl").read_text().splitlines()[0])
+    assert (line["peer"], line["reason"]) == (address, "the certificate is for other names than this address")
+    following.cancel()
+    await asyncio.gather(following, return_exceptions=True)
+    await pool.close()
+    refusals.close()
