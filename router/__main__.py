@@ -81,7 +81,10 @@ async def _serve(arguments: argparse.Namespace, refusals: Refusals, telemetry: T
         metrics_address=arguments.metrics_address,
         recall_check_rate=arguments.recall_check_rate,
     )
-    router = Router(coordinator_of(arguments), settings, transport_of(arguments, refusals), telemetry)
+    transport = transport_of(arguments, refusals)
+    if transport.secure and not transport.identifies and not settings.access.required:
+        _log.warning("asks for neither a certificate nor a credential: whoever reaches this router may do everything")
+    router = Router(coordinator_of(arguments), settings, transport, telemetry)
     await router.run(stopping, lambda address: _announce(address, router.metrics_address))
 
 

@@ -88,7 +88,7 @@ def transport_of(arguments: argparse.Namespace, refusals: Refusals | None = None
     )
     if files == TlsFiles():
         _refuse_clear(arguments)
-        return Transport()
+        return Transport(insecure=arguments.insecure)
     if None in (files.ca, files.cert, files.key):
         raise ValueError(
             "--tls-ca, --tls-cert and --tls-key go together: each process shows a certificate and checks others'"

@@ -8,16 +8,21 @@ that nobody holds any more closes when the last call on it has ended, so no call
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any, Final
 
 import grpc
 
+from vectorfleet.loopback import is_loopback
 from vectorfleet.refusals import Refusals
 from vectorfleet.rpc_options import CHANNEL_OPTIONS
 from vectorfleet.tls import TlsWatch
 
+_NOWHERE: Final = "unix:/dev/null/not-spoken-to-in-the-clear"
 _OTHER_NAME: Final = "Hostname Verification Check failed"
+
+_log = logging.getLogger(__name__)
 
 Options = Sequence[tuple[str, Any]]
 
@@ -28,14 +33,21 @@ class Transport:
     Args:
         watch: the files; None: in the clear.
         client_certificates: whether a port wants a certificate of whoever connects.
+        insecure: without files, whether others than those on this machine may be dialled.
         refusals: is told of servers that are not what their address says; None: the log alone.
     """
 
     def __init__(
-        self, watch: TlsWatch | None = None, *, client_certificates: bool = True, refusals: Refusals | None = None
+        self,
+        watch: TlsWatch | None = None,
+        *,
+        client_certificates: bool = True,
+        insecure: bool = False,
+        refusals: Refusals | None = None,
     ) -> None:
         self._watch = watch
         self._client_certificates = client_certificates
+        self._insecure = insecure
         self._refusals = refusals or Refusals()
         self._credentials: tuple[int, grpc.ChannelCredentials] | None = None
 
@@ -64,8 +76,14 @@ class Transport:
         return bind(server, host, port, None if self._watch is None else self._server_credentials(self._watch))
 
     def channel(self, address: str, options: Options = CHANNEL_OPTIONS) -> grpc.aio.Channel:
-        """Makes a channel to another process, of the present generation."""
+        """Makes a channel of the present generation. Calls to an address that must not be dialled fail as unreachable."""
         if self._watch is None:
+            if not (self._insecure or is_loopback(address.rpartition(":")[0])):
+                _log.error(
+                    "%s is on another machine and is not spoken to in the clear: give certificates, or --insecure",
+                    address,
+                )
+                address = _NOWHERE
             return grpc.aio.insecure_channel(address, options=list(options))
         if self._credentials is None or self._credentials[0] != self._watch.generation:
             self._credentials = self._watch.generation, self._watch.material.channel_credentials()

@@ -250,3 +250,15 @@ async def test_a_node_under_another_hosts_name_is_not_spoken_to_and_the_audit_lo
     await asyncio.gather(following, return_exceptions=True)
     await pool.close()
     refusals.close()
+
+
+async def test_in_the_clear_other_machines_are_not_dialled_unless_told(caplog: pytest.LogCaptureFixture) -> None:
+    # Nobody answers at either address; what is dialled at all takes the whole deadline.
+    request, elsewhere = pb.DescribeRequest(), "192.0.2.1:7701"
+    async with Transport().channel(elsewhere) as channel:
+        stub: Any = pb_grpc.ShardServiceStub(channel)
+        assert await outcome(stub.Describe(request, timeout=20)) == "UNREACHABLE"
+    assert f"{elsewhere} is on another machine" in caplog.text
+    caplog.clear()
+    async with Transport(insecure=True).channel(elsewhere), Transport().channel("127.0.0.1:1"):
+        assert not caplog.text

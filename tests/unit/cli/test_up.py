@@ -6,7 +6,26 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+from click.testing import CliRunner
+
+from vectorfleet.cli import main
+
 ROOT = Path(__file__).resolve().parents[3]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--host", "192.0.2.1"], "--secure for TLS, or --insecure"),
+        (["--secure", "--insecure"], "contradict each other"),
+    ],
+)
+def test_the_clear_beyond_this_machine_must_be_asked_for(arguments: list[str], complaint: str, tmp_path: Path) -> None:
+    done = CliRunner().invoke(main, ["up", "--data", str(tmp_path / "data"), *arguments])
+    assert done.exit_code == 2
+    assert complaint in done.output
+    assert not (tmp_path / "data").exists()
 
 
 def test_it_goes_on_when_nobody_reads_its_stderr() -> None:
