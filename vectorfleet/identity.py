@@ -80,12 +80,13 @@ class MembersOnly(grpc.aio.ServerInterceptor):
         """Wraps the handler of one call."""
         handler: Any = await continuation(handler_call_details)
         method = handler_call_details.method
-        if handler is None:
-            return None
+        checked: grpc.RpcMethodHandler[Any, Any]
+        if handler is None:  # who may not come in does not learn what there is, and is told of all the same
+            checked = self._guard(grpc.stream_stream_rpc_method_handler(_no_such_method), method)
+            return checked
         known, guarded = self._wrapped.get(method, (None, None))
         if known is handler:
             return guarded
-        checked: grpc.RpcMethodHandler[Any, Any]
         checked = handler if method.startswith(OPEN_SERVICE) else self._guard(handler, method)
         self._wrapped[method] = handler, checked
         return checked
@@ -124,3 +125,8 @@ class MembersOnly(grpc.aio.ServerInterceptor):
         }
         changes = {kind: wrap(getattr(handler, kind)) for kind, wrap in kinds.items() if getattr(handler, kind)}
         return handler._replace(**changes)
+
+
+async def _no_such_method(_: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
+    await context.abort(grpc.StatusCode.UNIMPLEMENTED, "there is no such method")
+    yield

@@ -41,6 +41,8 @@ READINESS: Final = "readiness"
 _MESSAGE_BYTES_MAX: Final = 900
 """A status travels in HTTP/2 trailers, limited to 8 KiB: percent-encoded once, and twice within the details."""
 
+_METHODS_MAX: Final = 1_000
+"""More than there are: names of methods that do not exist are callers' to choose."""
 _PROBE_BYTES_MAX: Final = 4096
 _PROBES_MAX: Final = 64
 """Anybody who reaches that port may ask."""
@@ -109,7 +111,8 @@ class RpcErrors(grpc.aio.ServerInterceptor):
             if getattr(handler, kind) is not None:
                 changes[kind] = _guarded_stream(getattr(handler, kind), method, self._telemetry)
         wrapped: grpc.RpcMethodHandler[Any, Any] = handler._replace(**changes)
-        self._wrapped[method] = handler, wrapped
+        if len(self._wrapped) < _METHODS_MAX:
+            self._wrapped[method] = handler, wrapped
         return wrapped
 
 

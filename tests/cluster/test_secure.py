@@ -270,6 +270,16 @@ def test_a_shard_server_refuses_who_is_no_router(secure: Secure, uri: str, metho
     until(lambda: secure.refusals()[line] > before, what="a line in the audit log")
 
 
+def test_a_client_that_takes_a_shard_server_for_a_router_is_told_to_ask_one(secure: Secure) -> None:
+    line = ("spiffe://vectorfleet/client/default", "ListCollections", "NOT_A_MEMBER")
+    before = secure.refusals()[line]
+    ours = vectorfleet.Security(*(secure.tls / name for name in ("ca.crt", "client.crt", "client.key")))
+    told = failure(secure._replace(address=secure.processes["node-0"]), ours)
+    assert isinstance(told, vectorfleet.PermissionDenied)
+    assert "ask a router" in told.message
+    until(lambda: secure.refusals()[line] > before, what="a line in the audit log")
+
+
 # ------------------------------------------------------------------ renewal
 
 

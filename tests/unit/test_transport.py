@@ -103,9 +103,11 @@ async def test_a_shard_server_answers_its_own_cluster_alone(
             stub: Any = pb_grpc.ShardServiceStub(channel)
             assert await outcome(stub.Describe(pb.DescribeRequest())) == describe
             assert await outcome(stub.FetchCodebook(pb.FetchCodebookRequest()).read()) == fetch
+            nothing = channel.unary_unary("/vectorfleet.v1.SearchService/Search")
+            assert await outcome(nothing(b"")) == ("UNIMPLEMENTED" if describe == "ok" else describe)
             check = health_pb2.HealthCheckRequest(service=serving.LIVENESS)
             assert await outcome(health_pb2_grpc.HealthStub(channel).Check(check)) == "ok"
-        told = [("Describe", describe), ("FetchCodebook", fetch)]
+        told = [("Describe", describe), ("FetchCodebook", fetch), ("Search", describe)]
         assert refused == [(method, uri) for method, reason in told if reason != "ok"]
 
 
