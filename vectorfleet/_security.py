@@ -36,7 +36,7 @@ class Security:
     """How a client trusts the cluster and is trusted by it. What is None comes from the environment or the configuration file."""
 
     ca: str | os.PathLike[str] | None = None
-    """Who signs the router's certificate (PEM), or "system"; switches TLS on."""
+    """Who signs the router's certificate (PEM), or "system"; switches TLS on. "": no TLS, whatever else is said."""
     cert: str | os.PathLike[str] | None = None
     """This client's certificate (PEM), where the router wants one."""
     key: str | os.PathLike[str] | None = None

@@ -41,6 +41,7 @@ _PORT_TRIES: Final = 5
 _PORT_MAX: Final = 65_535
 _POLL_S: Final = 0.05
 _LOOPBACK: Final = "127.0.0.1"
+_OF_ONE_PROCESS: Final = ("VECTORFLEET_ADVERTISE", "VECTORFLEET_HEALTH_PORT", "VECTORFLEET_TLS_")
 _EVERYWHERE: Final = frozenset({"0.0.0.0", "::", "[::]"})  # noqa: S104 (only recognised)
 
 
@@ -237,7 +238,7 @@ class LocalCluster:
     def _wait_for_nodes(self, router: str, deadline_s: float) -> None:
         wanted = set(self._nodes)
         failure = "it did not answer"
-        with Client(router, timeout=_PROBE_TIMEOUT_S, security=self.security) as client:
+        with Client(router, timeout=_PROBE_TIMEOUT_S, security=self.security or Security("")) as client:
             while time.monotonic() < deadline_s:
                 try:
                     nodes = [node for node in client.cluster().nodes if node.live]
@@ -308,7 +309,7 @@ def _entries(folder: Path) -> Iterator[Path]:
 
 def _environment(root: Path) -> dict[str, str]:
     """Our own environment, with the servers' packages findable from any folder and without what would make nodes alike."""
-    environment = {name: value for name, value in os.environ.items() if name != "VECTORFLEET_ADVERTISE"}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(_OF_ONE_PROCESS)}
     paths = [str(root), *environment.get("PYTHONPATH", "").split(os.pathsep)]
     environment["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
     environment["PYTHONUNBUFFERED"] = "1"

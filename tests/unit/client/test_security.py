@@ -76,6 +76,8 @@ def test_the_clear_is_for_this_machine_or_asked_for() -> None:
     for address in ("127.0.0.1:1", "localhost:1", "[::1]:1", "dns:///localhost:1"):
         assert not resolve(address, None, {"HOME": "/nowhere"}).tls
     assert not resolve(ROUTER, Security(insecure=True), {"HOME": "/nowhere"}).tls
+    environment = {"HOME": "/nowhere", "VECTORFLEET_CA": "ca", "VECTORFLEET_CERT": "cert", "VECTORFLEET_KEY": "key"}
+    assert not resolve("127.0.0.1:1", Security(""), environment).tls
     assert not resolve(ROUTER, None, {"HOME": "/nowhere", "VECTORFLEET_INSECURE": "1"}).tls
 
 
