@@ -79,7 +79,9 @@ async def _serve(arguments: argparse.Namespace, data: DataDir, refusals: Refusal
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
-    node = Node(data, coordinator_of(arguments), _settings(arguments), transport_of(arguments, refusals), refusals, telemetry)
+    node = Node(
+        data, coordinator_of(arguments), _settings(arguments), transport_of(arguments, refusals), refusals, telemetry
+    )
     return await node.run(stopping, lambda address: _announce(address, node.metrics_address))
 
 

@@ -12,6 +12,7 @@ go past the pipe, so that the last words of a process that crashes are not lost 
 from __future__ import annotations
 
 import faulthandler
+import fcntl
 import os
 import re
 import sys
@@ -19,6 +20,7 @@ import threading
 from collections.abc import Callable
 from typing import Final
 
+_PIPE_BYTES: Final = 1 << 20
 _CORE: Final = re.compile(rb"^[IWEF]\d{4} \d\d:\d\d:\d\d\.\d+\s+\d+ \S+:\d+\] ")
 _FAILED: Final = re.compile(
     rb"Handshake failed with error \w+: error:\w+:[^:]*:[^:]*:(?P<name>\w+)(?:: (?P<detail>.*))?"
@@ -51,6 +53,9 @@ def watch(failed: Callable[[str], None]) -> None:
     if faulthandler.is_enabled():
         faulthandler.enable(sys.stderr)
     reading, writing = os.pipe()
+    # Who writes while holding the interpreter's lock must not wait for our thread, which needs it: lines are lost instead.
+    fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+    os.set_blocking(writing, False)
     os.dup2(writing, 2)
     os.close(writing)
 
