@@ -21,7 +21,17 @@ import psutil
 
 import vectorfleet
 from loadtest import (
-    churn, datasets, memory, quality, records, runbooks, secure, speed, speed_tables, watched, wordnet_vectors,
+    churn,
+    datasets,
+    memory,
+    quality,
+    records,
+    runbooks,
+    secure,
+    speed,
+    speed_tables,
+    watched,
+    wordnet_vectors,
 )  # fmt: skip
 from loadtest.fleet import local_cluster
 from loadtest.peers import measuring, tables
