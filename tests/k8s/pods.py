@@ -202,7 +202,8 @@ class PodCluster:
         for (name, workload), address in zip(names.items(), _free_addresses(len(names), ports), strict=True):
             self.pods[name] = Pod(self, workload, name, address)
         for pod in self.pods.values():
-            pod.give_certificate(authority(), [other.address for other in self.of(pod.workload)])
+            # etcd also looks whether a member's certificate names the address that it comes from, here the plain loopback.
+            pod.give_certificate(authority(), ["127.0.0.1", *(other.address for other in self.of(pod.workload))])
 
     def __enter__(self) -> PodCluster:
         return self
