@@ -37,7 +37,7 @@ def add_telemetry_arguments(parser: argparse.ArgumentParser, environment: Mappin
     add("log-format", f"one of {', '.join(FORMATS)} (default human)", "FORMAT", _one_of(FORMATS), "human")
     add(
         "slow-query-ms",
-        f"log what took at least so long; 0: nothing (default {THRESHOLD_DEFAULT_MS:g})",
+        f"log searches and reads that took at least so long; 0: none (default {THRESHOLD_DEFAULT_MS:g})",
         "MS",
         _milliseconds,
         THRESHOLD_DEFAULT_MS,

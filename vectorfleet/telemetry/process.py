@@ -16,6 +16,7 @@ from vectorfleet.telemetry.slow import SlowQueries
 from vectorfleet.telemetry.tracing import Sampling, Tracing
 from vectorfleet.telemetry.work import Work
 
+_WRITES: Final = frozenset({"Upsert", "BulkUpsert", "Delete", "Write"})
 _NOTHING: Final = context.Incoming("", None)
 
 
@@ -81,7 +82,7 @@ class Telemetry:
         work.end(error)
         if self._ended is not None:
             self._ended(work)
-        if work.took_ns >= self.slow.threshold_ns and "collection" in work.facts and self.slow.admits():
+        if work.took_ns >= self.slow.threshold_ns and _is_query(work) and self.slow.admits():
             if self._tracing is not None and work.span is None:
                 self._tracing.tell(work, None)
             self.slow.tell(work)
@@ -107,3 +108,8 @@ class Telemetry:
         """Sends the last spans; takes a bounded time."""
         if self._tracing is not None:
             self._tracing.close()
+
+
+def _is_query(work: Work) -> bool:
+    """Whether a collection was asked something. A load's writes all take long, and would leave no room for queries."""
+    return "collection" in work.facts and work.name.rpartition("/")[2] not in _WRITES

@@ -148,6 +148,10 @@ def test_what_is_not_slow_or_no_query_has_no_line() -> None:
     telemetry.end(work)
     telemetry.slow.set_threshold(1e-9)
     telemetry.end(telemetry.begin("/grpc.health.v1.Health/Check", None))
+    for write in ("/vectorfleet.v1.PointService/BulkUpsert", "/vectorfleet.internal.v1.ShardService/Write"):
+        load = telemetry.begin(write, None)
+        load.facts["collection"] = "films"
+        telemetry.end(load)
     telemetry.slow.set_threshold(0)
     again = telemetry.begin(METHOD, None)
     again.facts["collection"] = "films"
