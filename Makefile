@@ -16,7 +16,7 @@ $(BIN)/uv pip install --quiet $(addprefix --find-links ,$(PIP_FIND_LINKS)) --pyt
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up test lint style types audit format bench bench-compare torture fuzz proto proto-check lock clean
+.PHONY: help setup demo up test lint style types audit format bench overload abuse bench-compare torture fuzz proto proto-check lock clean
 
 help: ## Show this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -75,6 +75,12 @@ format: $(STAMP) ## Format the code
 
 bench: $(STAMP) ## Measure recall, churn, speed and memory against bare FAISS (ARGS="--peer all": and other stores)
 	$(BIN)/python -m loadtest.bench $(ARGS)
+
+overload: $(STAMP) ## Offer a cluster five times what it can answer: goodput, refusals, memory
+	$(BIN)/python -m loadtest.overload $(ARGS)
+
+abuse: $(STAMP) ## Abuse a router with idle connections, huge messages and floods while others use it
+	$(BIN)/python -m loadtest.abuse $(ARGS)
 
 bench-compare: $(STAMP) ## Put the last benchmark run beside the one before (ARGS="--before FILE" for another)
 	$(BIN)/python -m loadtest.compare $(ARGS)

@@ -27,7 +27,7 @@ import signal
 from router.access.arguments import access_settings_of
 from router.arguments import parse
 from router.server import Router, RouterSettings
-from vectorfleet import handshakes, open_files
+from vectorfleet import handshakes, memory_limit, open_files
 from vectorfleet.cluster.etcd_arguments import coordinator_of
 from vectorfleet.refusals import Refusals
 from vectorfleet.telemetry.options import start_logs, telemetry_of
@@ -77,6 +77,7 @@ async def _serve(arguments: argparse.Namespace, refusals: Refusals, telemetry: T
         reuse_port=arguments.reuse_port,
         embed_threads=arguments.embed_threads,
         batches_in_flight=arguments.batches_in_flight,
+        memory_bytes=memory_limit.admitted_bytes(arguments.memory_limit),
         access=access_settings_of(arguments),
         metrics_address=arguments.metrics_address,
         recall_check_rate=arguments.recall_check_rate,

@@ -49,6 +49,14 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] = os.environ)
     )
     add("metrics-address", metrics.HELP, "HOST:PORT", metrics.metrics_address, metrics.DEFAULT)
     add("recall-check-rate", "searches a second asked again with `exact`; 0: none", "RATE", _rate, RATE_DEFAULT)
+    add(
+        "memory-limit",
+        "bytes of memory that this process may use: it admits nine tenths, cut up by kinds of calls; 0: what its container or "
+        "machine has",
+        "N",
+        _whole(0, 2**62),
+        0,
+    )
     parser.add_argument(
         "--reuse-port",
         action="store_true",

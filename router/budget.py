@@ -1,12 +1,24 @@
-"""The ceiling on bytes that a kind of request may hold in memory at once: checked before work is admitted."""
+"""The ceiling on bytes that a kind of request may hold in memory at once: checked before work is admitted.
+
+A router's memory is cut into one budget for each kind of request; it holds nothing else that grows.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
 
 from vectorfleet.errors import ResourceExhausted
+
+SEARCH_BYTES_MAX: Final = 4 * 1024**3
+"""Bytes that searches under way may come to hold, as far as their size can be told beforehand."""
+WRITE_BYTES_MAX: Final = 512 * 1024 * 1024
+"""Bytes of writes under way in one router."""
+READ_BYTES_MAX: Final = 1024 * 1024 * 1024
+"""The same for reads, as far as their size can be told beforehand."""
 
 
 class ByteBudget:
@@ -24,11 +36,23 @@ class ByteBudget:
         self._held = 0
         self._freed = asyncio.Event()
 
+    @property
+    def used_bytes(self) -> int:
+        """Bytes under way."""
+        return self._held
+
+    @property
+    def limit_bytes(self) -> int:
+        """The ceiling."""
+        return self._bytes_max
+
     @contextlib.contextmanager
     def holding(self, size_bytes: int) -> Iterator[None]:
         """Holds a request's bytes while it is worked on. Raises `ResourceExhausted` (OVERLOADED)."""
         if not self._has_room(size_bytes):
-            raise ResourceExhausted(f"{self._what} of {self._held} bytes are under way already")
+            raise ResourceExhausted(
+                f"{self._what}: {size_bytes} bytes are asked for, {self._held} of {self._bytes_max} are under way"
+            )
         self._held += size_bytes
         try:
             yield
@@ -44,3 +68,32 @@ class ByteBudget:
 
     def _has_room(self, size_bytes: int) -> bool:
         return not self._held or self._held + size_bytes <= self._bytes_max
+
+
+@dataclass(frozen=True)
+class Budgets:
+    """Of one router."""
+
+    searches: ByteBudget
+    writes: ByteBudget
+    reads: ByteBudget
+
+    @classmethod
+    def under(cls, limit_bytes: int) -> Budgets:
+        """Cuts up a ceiling; an eighth of it stays for the process itself. No budget is larger than it is worth."""
+        eighth = limit_bytes // 8
+        return cls(
+            ByteBudget("searches", min(SEARCH_BYTES_MAX, 4 * eighth)),
+            ByteBudget("writes", min(WRITE_BYTES_MAX, eighth)),
+            ByteBudget("reads", min(READ_BYTES_MAX, 2 * eighth)),
+        )
+
+    @property
+    def used_bytes(self) -> int:
+        """Bytes of all calls under way."""
+        return self.searches.used_bytes + self.writes.used_bytes + self.reads.used_bytes
+
+    @property
+    def limit_bytes(self) -> int:
+        """The most that they may come to."""
+        return self.searches.limit_bytes + self.writes.limit_bytes + self.reads.limit_bytes

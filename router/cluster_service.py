@@ -9,6 +9,7 @@ from typing import Any, Final, TypeAlias
 import grpc
 
 from router.backups import Backups
+from router.budget import Budgets
 from router.deadline import Deadline
 from router.describing import Descriptions, describe, replica_on
 from router.diagnostics import Diagnostics
@@ -27,7 +28,15 @@ Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
 class ClusterService(pb_grpc.ClusterServiceServicer):
     """Shows the cluster, backs it up and restores it."""
 
-    def __init__(self, coordinator: Coordinator, nodes: NodePool, backups: Backups, diagnostics: Diagnostics) -> None:
+    def __init__(
+        self,
+        coordinator: Coordinator,
+        nodes: NodePool,
+        backups: Backups,
+        diagnostics: Diagnostics,
+        budgets: Budgets,
+    ) -> None:
+        self._budgets = budgets
         self._coordinator = coordinator
         self._nodes = nodes
         self._backups = backups
@@ -46,6 +55,8 @@ class ClusterService(pb_grpc.ClusterServiceServicer):
             coordinator_connected=self._coordinator.connected,
             nodes=[_node(node_id, state, descriptions) for node_id in descriptions],
             shards=[_shard(record, shard, descriptions) for record in records for shard in record.shards],
+            router_used_bytes=self._budgets.used_bytes,
+            router_limit_bytes=self._budgets.limit_bytes,
         )
 
     async def CreateBackup(

@@ -16,6 +16,8 @@ from vectorfleet.v1 import cluster_service_pb2, types_pb2
 NODE_TIMEOUT_S: Final = 2.0
 """Where nodes are only shown: one that does not answer within it is shown as such."""
 
+_FULL: Final = frozenset({"DISK_FULL", "MEMORY_FULL"})
+
 Descriptions: TypeAlias = dict[str, shard_service_pb2.DescribeResponse | errors.VectorfleetError]
 """Node id → what it said, or why it said nothing."""
 
@@ -93,7 +95,9 @@ def why_not_serving(
     if replica is None:
         return errors.Unavailable(f"{place} is not opened yet")
     if replica.state.status == cluster_service_pb2.REPLICA_STATUS_FAILED:
-        return errors.DataLoss(f"{place} is out of service: {replica.state.message}")
+        # What is full may have room later; anything else stays as it is.
+        reason = replica.failure_reason if replica.failure_reason in _FULL else "DATA_LOSS"
+        return errors.error_for(reason, f"{place} is out of service: {replica.state.message}")
     if replica.state.status != cluster_service_pb2.REPLICA_STATUS_SERVING:
         return errors.Unavailable(f"{place} is loading")
     return None

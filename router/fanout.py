@@ -37,6 +37,9 @@ STREAMED_BYTES_MAX: Final = 1 << 20
 """Of a question and its answer: what is larger is a call of its own, so that small ones need not wait behind it."""
 
 
+_LATE: Final = frozenset({"DEADLINE_EXCEEDED", "OVERLOADED"})
+
+
 @dataclass(frozen=True, slots=True)
 class Question:
     """What the shards of one collection are asked."""
@@ -57,6 +60,11 @@ class Answers:
     shards_total: int
     answered: dict[int, ShardAnswer] = field(default_factory=dict)
     missing: dict[int, types_pb2.MissingShard] = field(default_factory=dict)
+
+    def share_in_time(self) -> float:
+        """Of the shards, those that were not late: what is missing for another reason took no time."""
+        late = sum(missing.reason in _LATE for missing in self.missing.values())
+        return 1 - late / self.shards_total
 
     def coverage(self, asked: Sequence[int]) -> types_pb2.Coverage:
         """Who answered; shards that said nothing yet are missing because the time is up."""

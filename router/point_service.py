@@ -10,7 +10,7 @@ from typing import Any, Final, TypeAlias, TypeVar
 import grpc
 
 from router import tokens, validation
-from router.budget import ByteBudget
+from router.budget import Budgets
 from router.bulk import write_stream
 from router.catalog import Catalog
 from router.deadline import Deadline
@@ -26,10 +26,6 @@ from vectorfleet.v1 import point_service_pb2 as pb
 from vectorfleet.v1 import point_service_pb2_grpc as pb_grpc
 
 NAME: Final = pb.DESCRIPTOR.services_by_name["PointService"].full_name
-WRITE_BYTES_MAX: Final = 512 * 1024 * 1024
-"""Bytes of writes under way in one router."""
-READ_BYTES_MAX: Final = 1024 * 1024 * 1024
-"""The same for reads, as far as their size can be told beforehand."""
 POINT_BYTES: Final = 512
 """What a point without its vector is taken to be; the limits of messages bound what it is."""
 CHECK_ON_LOOP_BYTES_MAX: Final = 256 * 1024
@@ -42,13 +38,13 @@ T = TypeVar("T")
 class PointService(pb_grpc.PointServiceServicer):
     """Writes and reads points by id."""
 
-    def __init__(self, catalog: Catalog, writes: Writes, reads: Reads, embedder: Embedder) -> None:
+    def __init__(self, catalog: Catalog, writes: Writes, reads: Reads, embedder: Embedder, budgets: Budgets) -> None:
         self._catalog = catalog
         self._writes = writes
         self._reads = reads
         self._embedder = embedder
-        self._budget = ByteBudget("writes", WRITE_BYTES_MAX)
-        self._read_budget = ByteBudget("reads", READ_BYTES_MAX)
+        self._budget = budgets.writes
+        self._read_budget = budgets.reads
 
     async def Upsert(self, request: pb.UpsertRequest, context: Context) -> pb.UpsertResponse:
         """Inserts or replaces points."""

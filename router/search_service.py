@@ -10,7 +10,7 @@ from typing import Any, Final
 import grpc
 
 from router import contents, search_stream, tokens, validation
-from router.budget import ByteBudget
+from router.budget import SEARCH_BYTES_MAX, Budgets
 from router.catalog import Catalog
 from router.deadline import Deadline
 from router.embedding import Embedder, Purpose
@@ -28,8 +28,6 @@ from vectorfleet.telemetry.work import current
 from vectorfleet.v1 import search_service_pb2
 
 NAME: Final = search_service_pb2.DESCRIPTOR.services_by_name["SearchService"].full_name
-SEARCH_BYTES_MAX: Final = 4 * 1024**3
-"""Bytes that searches under way may come to hold, as far as their size can be told beforehand."""
 
 
 class SearchService:
@@ -45,6 +43,7 @@ class SearchService:
         telemetry: Telemetry,
         metrics: RouterMetrics,
         checks: RecallChecks,
+        budgets: Budgets,
     ) -> None:
         self._metrics = metrics
         self._checks = checks
@@ -54,7 +53,7 @@ class SearchService:
         self._embedder = embedder
         self._stopping = stopping
         self._telemetry = telemetry
-        self._budget = ByteBudget("searches", SEARCH_BYTES_MAX)
+        self._budget = budgets.searches
 
     def install(self, server: grpc.aio.Server) -> None:
         """Adds the service to a server.
@@ -110,6 +109,7 @@ class SearchService:
         )
         min_coverage = validation.min_coverage(request)
         min_seqno = tokens.read(request.consistency_token, record)
+        self._searches.refuse_late(record, options, min_seqno, len(request.queries), deadline)
         queries = validation.queries(request, record.dim)
         skip = dict(zip(queries.text_rows, queries.texts, strict=True))
         validation.check_vectors(

@@ -60,6 +60,10 @@ class _Waiting:
     """Whose it is."""
 
 
+def _lane(record: CollectionRecord, options: SearchOptions, min_seqno: Mapping[int, int]) -> LaneKey:
+    return record.uid, options, tuple(sorted(min_seqno.items()))
+
+
 class Searches:
     """Admits searches, batches them, and gives each caller its share."""
 
@@ -100,10 +104,11 @@ class Searches:
         """
         if self._queued + len(vectors) > QUEUED_QUERIES_MAX:
             raise errors.ResourceExhausted(f"{self._queued} queries wait already")
-        key = (record.uid, options, tuple(sorted(min_seqno.items())))
+        key = _lane(record, options, min_seqno)
         punctuality = self._admitted(key, len(vectors), deadline)
         waiting = _Waiting(record, vectors, deadline, punctuality, asyncio.get_running_loop().create_future())
         self._queued += len(vectors)
+        self._punctuality[key] = punctuality
         punctuality.enter(len(vectors))
         self._lanes.put(key, waiting, len(vectors))
         try:
@@ -113,10 +118,19 @@ class Searches:
             if not punctuality.ahead:
                 self._punctuality.pop(key, None)
 
+    def refuse_late(
+        self,
+        record: CollectionRecord,
+        options: SearchOptions,
+        min_seqno: Mapping[int, int],
+        queries: int,
+        deadline: Deadline,
+    ) -> None:
+        """Refuses, before any work is done for it, a search that `search` would refuse as too late."""
+        self._admitted(_lane(record, options, min_seqno), queries, deadline)
+
     def _admitted(self, key: LaneKey, queries: int, deadline: Deadline) -> Punctuality:
-        punctuality = self._punctuality.get(key)
-        if punctuality is None:
-            punctuality = self._punctuality[key] = Punctuality()
+        punctuality = self._punctuality.get(key) or Punctuality()
         left_s = deadline.remaining_s()
         if not punctuality.admits(queries, left_s, time.monotonic()):
             raise errors.ResourceExhausted(
@@ -169,7 +183,7 @@ class Searches:
                 if all(task.done() for task in asking):
                     for task in asking:
                         task.result()
-                    batch[0].punctuality.came_back(started_s, len(vectors), time.monotonic())
+                    batch[0].punctuality.came_back(started_s, len(vectors) * answers.share_in_time(), time.monotonic())
                     break
                 now_s = time.monotonic()
                 await self._settle(batch, question, answers, [w for w in left if answer_by_s[w] <= now_s])

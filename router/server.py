@@ -15,6 +15,7 @@ from typing import Final
 from router import cluster_service, collection_service, key_service, point_service, search_service
 from router.access.settings import Access, AccessSettings
 from router.backups import Backups
+from router.budget import Budgets
 from router.catalog import Catalog
 from router.cluster_service import ClusterService
 from router.collection_service import CollectionService
@@ -69,6 +70,8 @@ class RouterSettings:
     embed_threads: int = 0
     """0: half of the cores."""
     batches_in_flight: int = 2
+    memory_bytes: int = 1 << 62
+    """The ceiling on what it admits."""
     access: AccessSettings = field(default_factory=AccessSettings)
     metrics_address: tuple[str, int] | None = None
     """(host, port) of the metrics; None: nothing is counted."""
@@ -128,20 +131,21 @@ class Router:
         self._health = serving.LiveReadyHealth()
         self._probes = serving.HealthPort(self._health, settings.host, settings.health_port)
 
+        budgets = Budgets.under(settings.memory_bytes)
         catalog = Catalog(coordinator, self._nodes, self._embedder)
         calls = ShardCalls(coordinator, self._nodes)
         reads = Reads(coordinator, self._nodes, calls)
-        points = PointService(catalog, Writes(calls), reads, self._embedder)
+        points = PointService(catalog, Writes(calls), reads, self._embedder, budgets)
         add_CollectionServiceServicer_to_server(CollectionService(catalog), self._server)
         add_PointServiceServicer_to_server(points, self._server)
         backups = Backups(coordinator, self._nodes, catalog, calls)
         diagnostics = Diagnostics(coordinator, self._nodes, telemetry, settings.router_id)
         add_ClusterServiceServicer_to_server(
-            ClusterService(coordinator, self._nodes, backups, diagnostics), self._server
+            ClusterService(coordinator, self._nodes, backups, diagnostics, budgets), self._server
         )
         add_KeyServiceServicer_to_server(KeyService(coordinator, authenticating=self._access.required), self._server)
         watchers = telemetry, counted, self._checks
-        searching = SearchService(catalog, self._searches, reads, self._embedder, self._stopping, *watchers)
+        searching = SearchService(catalog, self._searches, reads, self._embedder, self._stopping, *watchers, budgets)
         searching.install(self._server)
         self._health.install(self._server, SERVICES)
 

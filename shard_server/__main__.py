@@ -30,7 +30,7 @@ from shard_server.arguments import parse
 from shard_server.data_dir import DataDir, DataDirError
 from shard_server.engine.upkeep import EngineSettings
 from shard_server.node import Node, NodeSettings
-from vectorfleet import handshakes, open_files
+from vectorfleet import handshakes, memory_limit, open_files
 from vectorfleet.cluster.etcd_arguments import coordinator_of
 from vectorfleet.refusals import Refusals
 from vectorfleet.telemetry.options import start_logs, telemetry_of
@@ -105,6 +105,7 @@ def _settings(arguments: argparse.Namespace) -> NodeSettings:
         trust_domain=arguments.trust_domain,
         backup_roots=tuple(arguments.backup_root),
         metrics_address=arguments.metrics_address,
+        memory_bytes=memory_limit.admitted_bytes(arguments.memory_limit),
         engine=replace(EngineSettings(), **{name: value for name, value in wanted.items() if value}),
     )
 

@@ -61,6 +61,14 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] = os.environ)
     add("seal-points", "points that a buffer holds before it is sealed; 0: the engine's default", "N", _count, 0)
     add("seal-bytes", "bytes of vectors likewise; 0: the engine's default", "N", _count, 0)
     add("seal-age-s", "age in seconds likewise; 0: the engine's default", "S", _seconds, 0.0)
+    add(
+        "memory-limit",
+        "bytes of memory that this process may use: it admits nine tenths, and refuses what would grow beyond; 0: what its "
+        "container or machine has",
+        "N",
+        _count,
+        0,
+    )
     add("min-free-bytes", "upserts are refused while the disk has less free; 0: the engine's default", "N", _count, 0)
     node.add_argument(
         "--backup-root",

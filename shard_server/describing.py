@@ -12,6 +12,7 @@ import psutil
 
 from shard_server.hosted import HostedReplica
 from vectorfleet.internal.v1 import shard_service_pb2 as pb
+from vectorfleet.ledger import Ledger
 from vectorfleet.v1 import cluster_service_pb2 as cluster_pb
 
 if TYPE_CHECKING:
@@ -20,7 +21,13 @@ if TYPE_CHECKING:
 
 
 def describe_node(
-    node_id: str, address: str, version: str, replicas: int, unknown_collections: Sequence[str], data: Path
+    node_id: str,
+    address: str,
+    version: str,
+    replicas: int,
+    unknown_collections: Sequence[str],
+    data: Path,
+    ledger: Ledger,
 ) -> cluster_pb.Node:
     """Describes this process. Resident pages of mapped files are the kernel's to take back; they are told apart."""
     memory = psutil.Process().memory_info()
@@ -34,6 +41,8 @@ def describe_node(
         disk_free_bytes=shutil.disk_usage(data).free,
         version=version,
         unknown_collections=unknown_collections,
+        memory_used_bytes=ledger.used_bytes,
+        memory_limit_bytes=ledger.limit_bytes,
     )
 
 

@@ -283,7 +283,7 @@ class ReplicaHost:
                 log = _log.exception if failure.reason == "INTERNAL" else _log.error
                 log("%s is out of service: %s", held.name, failure)
                 held.fail(failure)
-            if failure.reason != "DISK_FULL" and not failure.retryable:
+            if not (isinstance(failure, ResourceExhausted) or failure.retryable):
                 return
             await asyncio.sleep(delay_s)
             delay_s = min(2 * delay_s, RETRY_MAX_S)

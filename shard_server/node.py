@@ -18,7 +18,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from shard_server import service
+from shard_server import node_memory, service
 from shard_server.backup.archive import Archive, ArchivePools
 from shard_server.backup.places import Roots
 from shard_server.budget import ByteBudget
@@ -27,8 +27,10 @@ from shard_server.codebooks import Codebooks
 from shard_server.data_dir import DataDir
 from shard_server.engine import snapshot
 from shard_server.engine.index import Codebook, train_codebook
+from shard_server.engine.memory import OPENING, EngineMemory, opening_bytes
 from shard_server.engine.replica import Replica
 from shard_server.engine.state import ReplicaIdentity
+from shard_server.engine.store import StoreMemory
 from shard_server.engine.upkeep import EngineSettings
 from shard_server.gauges import ShardGauges
 from shard_server.hosting import HostPools, ReplicaHost
@@ -46,16 +48,13 @@ from vectorfleet.cluster.shard_map import CollectionRecord, NodeInfo
 from vectorfleet.identity import SHARD, TRUST_DOMAIN_DEFAULT, MembersOnly
 from vectorfleet.internal.v1 import shard_service_pb2 as pb
 from vectorfleet.internal.v1.shard_service_pb2_grpc import add_ShardServiceServicer_to_server
+from vectorfleet.ledger import Ledger
 from vectorfleet.metrics import Metrics
 from vectorfleet.metrics_endpoint import MetricsEndpoint
 from vectorfleet.refusals import Refusals
 from vectorfleet.telemetry.process import Telemetry
 from vectorfleet.transport import Transport
 
-WRITE_BYTES_MAX: Final = 256 << 20
-"""Writes in memory that wait for their commit, over all replicas."""
-SEARCH_BYTES_MAX: Final = 512 << 20
-"""Queries in memory that wait for their search, over all calls."""
 SEARCHES_WAITING_MAX: Final = 1024
 READS_WAITING_MAX: Final = 1024
 COMMIT_THREADS: Final = 8
@@ -94,6 +93,8 @@ class NodeSettings:
     """Where it may write and read backups."""
     metrics_address: tuple[str, int] | None = None
     """(host, port) of the metrics; None: nothing is counted."""
+    memory_bytes: int = 1 << 62
+    """The ceiling on what it admits."""
 
 
 class Node:
@@ -137,8 +138,11 @@ class Node:
         quiet = WorkPool("quiet search", threads=1, waiting_max=QUIET_WAITING_MAX, nice=QUIET_NICE)
         behind = (sealing, background, training, backup, manifests, quiet)
         self._pools = (search, reads, control, commit, lifecycle, *behind)
-        write_budget = ByteBudget("writes that wait", WRITE_BYTES_MAX)
-        search_budget = ByteBudget("queries that wait", SEARCH_BYTES_MAX)
+        shares = node_memory.shares(settings.memory_bytes)
+        self._ledger = Ledger(settings.memory_bytes, shares)
+        self._memory = EngineMemory(self._ledger, StoreMemory(shares[node_memory.STORES]))
+        write_budget = ByteBudget("writes that wait", shares[node_memory.WRITES])
+        search_budget = ByteBudget("queries that wait", shares[node_memory.SEARCHES])
 
         self._peers = Peers(self._transport)
         store = CodebookStore(data.codebooks)
@@ -160,12 +164,11 @@ class Node:
             write_budget,
             self._maintenance.notify,
         )
-        self._training = Training(store, self._peers, reads, training, _train)
+        self._training = Training(store, self._peers, reads, training, _train, self._ledger)
         self._searcher = searcher = Searcher(self._host, search, quiet, search_budget)
         self._servicer = ShardServicer(
-            *(self._host, searcher, self._training, self._archive, store, ServicePools(reads, control), data.path),
-            self._stopping,
-            telemetry,
+            *(self._host, searcher, self._training, self._archive, store, ServicePools(reads, control)),
+            *(data.path, self._ledger, self._stopping, telemetry),
         )
         told = (refusals or Refusals()).caller
         members = [MembersOnly(settings.trust_domain, PEERS, told)] if self._transport.identifies else []
@@ -216,6 +219,7 @@ class Node:
             async with asyncio.TaskGroup() as group:
                 for_ever = [
                     group.create_task(self._maintenance.run(), name="background work"),
+                    group.create_task(node_memory.watch(self._ledger), name="measuring memory"),
                     group.create_task(self._join(address, on_ready), name="following the shard map"),
                     group.create_task(self._transport.follow(), name="following the certificates"),
                 ]
@@ -271,7 +275,10 @@ class Node:
         self, directory: Path, record: CollectionRecord, shard: int, codebooks: Sequence[Codebook]
     ) -> Replica:
         current = codebooks[-1] if codebooks else None
-        return Replica.open(directory, _identity(record, shard), self._settings.engine, current, codebooks[:-1])
+        with self._ledger.reserving(OPENING, opening_bytes(directory)):
+            return Replica.open(
+                directory, _identity(record, shard), self._settings.engine, current, codebooks[:-1], self._memory
+            )
 
 
 def cores() -> int:

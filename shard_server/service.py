@@ -32,6 +32,7 @@ from vectorfleet._version import __version__
 from vectorfleet.errors import InvalidRequest, NotFound, Unavailable, VectorfleetError
 from vectorfleet.internal.v1 import shard_service_pb2 as pb
 from vectorfleet.internal.v1 import shard_service_pb2_grpc as pb_grpc
+from vectorfleet.ledger import Ledger
 from vectorfleet.serving import remaining_s
 from vectorfleet.telemetry import diagnostics
 from vectorfleet.telemetry.process import Telemetry
@@ -70,6 +71,7 @@ class ShardServicer(pb_grpc.ShardServiceServicer):
         store: CodebookStore,
         pools: ServicePools,
         data: Path,
+        ledger: Ledger,
         stopping: asyncio.Event,
         telemetry: Telemetry,
     ) -> None:
@@ -84,6 +86,7 @@ class ShardServicer(pb_grpc.ShardServiceServicer):
         self._store = store
         self._pools = pools
         self._data = data
+        self._ledger = ledger
 
     async def Write(self, request: pb.WriteRequest, context: Context) -> pb.WriteResponse:
         """Logs and applies one mutation."""
@@ -144,7 +147,7 @@ class ShardServicer(pb_grpc.ShardServiceServicer):
             deadline,
             describing.describe_node,
             *(self._host.node_id, self.address, __version__, len(held_ones)),
-            *(self._host.unknown_collections, self._data),
+            *(self._host.unknown_collections, self._data, self._ledger),
         )
         return pb.DescribeResponse(node=node, epoch=self._host.state.epoch, replicas=described)
 

@@ -1,7 +1,8 @@
 """Trains codebooks: gathers samples from the nodes that hold the shards, trains in a background thread, stores the file.
 
 One training of a (collection, version) runs at a time; further requests for it share its outcome, and a stored file is never
-trained again, so that a controller may ask twice. Invariant: samples of one training take at most `SAMPLE_BYTES_MAX`.
+trained again, so that a controller may ask twice. Invariant: samples of one training take at most `SAMPLE_BYTES_MAX`, and no
+more than the ledger of memory has room for.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from shard_server.threads import WorkPool
 from vectorfleet.cluster.shard_map import CollectionRecord
 from vectorfleet.errors import InvalidRequest, Unavailable, VectorfleetError
 from vectorfleet.internal.v1 import shard_service_pb2 as pb
+from vectorfleet.ledger import Ledger
 
 SAMPLE_BYTES_MAX: Final = 1 << 30
 SAMPLE_TIMEOUT_S: Final = 300.0
@@ -44,7 +46,15 @@ class Trained:
 class Training:
     """The trainings of one node."""
 
-    def __init__(self, store: CodebookStore, peers: Peers, io_pool: WorkPool, pool: WorkPool, train: Trainer) -> None:
+    def __init__(
+        self,
+        store: CodebookStore,
+        peers: Peers,
+        io_pool: WorkPool,
+        pool: WorkPool,
+        train: Trainer,
+        ledger: Ledger | None = None,
+    ) -> None:
         """Idle.
 
         Args:
@@ -53,7 +63,9 @@ class Training:
             io_pool: for the store.
             pool: for the training itself.
             train: the engine's.
+            ledger: of the process's memory; a training is made of fewer points where it has no room for all.
         """
+        self._ledger = ledger or Ledger.without_limit()
         self._store = store
         self._peers = peers
         self._io_pool = io_pool
@@ -97,8 +109,10 @@ class Training:
         if stored is not None:
             return Trained(checksum_of(stored), 0)
         began = time.monotonic()
-        sample = await self._gather(request, record.dim)
-        content = await self._pool.run(self._train, sample, request, record)
+        points = self._points(request, record.dim)
+        with self._ledger.reserving("training", points * _point_bytes(record.dim)):
+            sample = await self._gather(request, record.dim, points)
+            content = await self._pool.run(self._train, sample, request, record)
         checksum = await self._io_pool.run(self._store.save, request.collection_uid, request.version, content)
         _log.info(
             "trained codebook %d of collection %s: %d lists, m %d, on %d points in %.1f s",
@@ -106,8 +120,14 @@ class Training:
         )
         return Trained(checksum, len(sample))
 
-    async def _gather(self, request: pb.TrainCodebookRequest, dim: int) -> NDArray[np.float32]:
-        limits = sample_limits([source.limit for source in request.sources], dim)
+    def _points(self, request: pb.TrainCodebookRequest, dim: int) -> int:
+        """As many as are asked for and there is memory for; at least one a list, without which there is no training."""
+        wanted = sum(source.limit for source in request.sources)
+        fitting = min(SAMPLE_BYTES_MAX // (4 * dim), self._ledger.room_bytes() // _point_bytes(dim))
+        return min(wanted, max(fitting, request.nlist))
+
+    async def _gather(self, request: pb.TrainCodebookRequest, dim: int, points_max: int) -> NDArray[np.float32]:
+        limits = sample_limits([source.limit for source in request.sources], points_max)
         sample = np.empty((sum(limits), dim), np.float32)
         filled = 0
         for source, limit in zip(request.sources, limits, strict=True):
@@ -135,8 +155,12 @@ class Training:
         return sample[:filled]
 
 
-def sample_limits(wanted: list[int], dim: int, bytes_max: int = SAMPLE_BYTES_MAX) -> list[int]:
-    """Cuts the shards' sample sizes in proportion, so that all samples fit `bytes_max`."""
-    points_max = max(1, bytes_max // (4 * dim))
+def _point_bytes(dim: int) -> int:
+    """Of a sampled vector: as it came, and as wide as the index wants it."""
+    return 2 * 4 * dim
+
+
+def sample_limits(wanted: list[int], points_max: int) -> list[int]:
+    """Cuts the shards' sample sizes in proportion, so that there are at most `points_max` points."""
     total = sum(wanted)
     return wanted if total <= points_max else [limit * points_max // total for limit in wanted]

@@ -145,6 +145,8 @@ def cluster_info(message: cluster_service_pb2.GetClusterResponse) -> models.Clus
             node.disk_free_bytes,
             node.version,
             tuple(node.unknown_collections),
+            node.memory_used_bytes,
+            node.memory_limit_bytes,
         )
         for node in message.nodes
     ]
@@ -165,6 +167,8 @@ def cluster_info(message: cluster_service_pb2.GetClusterResponse) -> models.Clus
         message.coordinator_connected,
         tuple(sorted(nodes, key=lambda node: node.id)),
         tuple(sorted(shards, key=lambda shard: (shard.collection, shard.shard))),
+        message.router_used_bytes,
+        message.router_limit_bytes,
     )
 
 

@@ -260,6 +260,10 @@ class NodeState:
     disk_free_bytes: int
     version: str
     unknown_collections: tuple[str, ...] = ()
+    memory_used_bytes: int = 0
+    """Memory that it has promised, and what is set aside."""
+    memory_limit_bytes: int = 0
+    """What would grow beyond it is refused."""
     """Collections of which it has replicas on disk, while the shard map knows nothing of them."""
 
 
@@ -305,6 +309,8 @@ class ClusterInfo:
         coordinator_connected: False while etcd cannot be reached: the map is the last one known.
         nodes: by id.
         shards: of all collections.
+        router_used_bytes: of the calls that this router works on.
+        router_limit_bytes: the most that it admits.
     """
 
     epoch: int
@@ -312,6 +318,8 @@ class ClusterInfo:
     coordinator_connected: bool
     nodes: tuple[NodeState, ...]
     shards: tuple[ShardState, ...]
+    router_used_bytes: int = 0
+    router_limit_bytes: int = 0
 
 
 def payload_of(raw: bytes) -> dict[str, Any] | None:

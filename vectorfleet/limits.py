@@ -48,6 +48,8 @@ CALL_BYTES_MAX: Final = 64 * 1024 * 1024
 MESSAGE_BYTES_MAX: Final = CALL_BYTES_MAX + 4 * 1024 * 1024
 """gRPC's own limit on one message, set on both sides of every hop: a full call with its framing."""
 
+MEMORY_SHARE: Final = 0.9
+"""Of the memory that a process may use, which it admits work for, and which `sizing` counts on."""
 CONNECTIONS_MAX: Final = 16_384
 """Of one process; fewer where it may open fewer files: connections take at most half of them."""
 CONNECTION_CALLS_MAX: Final = 1_000

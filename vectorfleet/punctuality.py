@@ -18,7 +18,7 @@ from typing import Final
 BURST_S: Final = 0.1
 HALF_LIFE_S: Final = 0.5
 """Of what the pace remembers, in seconds of work."""
-SHARE_MAX: Final = 0.7
+SHARE_MAX: Final = 0.5
 """Of the time that a newcomer has, which the wait may take: the estimate is rough, and late work is lost work."""
 
 
@@ -57,8 +57,11 @@ class Punctuality:
         """Counts it out, however it ended."""
         self.ahead -= weight
 
-    def came_back(self, started_s: float, weight: int, now_s: float) -> None:
-        """Learns from work that was done from `started_s` to now. Not for what was given up: that says nothing of the pace."""
+    def came_back(self, started_s: float, weight: float, now_s: float) -> None:
+        """Learns from work that was done from `started_s` to now; `weight`: the part of it that was done in time.
+
+        Not for what was given up without a word from anybody: that says nothing of the pace.
+        """
         # Of work side by side only the time since the last came back: the pace is that of all together.
         spent_s = max(0.0, now_s - max(started_s, self._last_s))
         self._last_s = now_s

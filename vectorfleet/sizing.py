@@ -47,20 +47,24 @@ BUFFERED_ROW_BYTES: Final = 208
 """Of a buffered point beside its vector."""
 WRITE_BYTES_MAX: Final = 256 << 20
 SEARCH_BYTES_MAX: Final = 512 << 20
+READ_BYTES_MAX: Final = 128 << 20
+SEALING_BYTES_MAX: Final = 64 << 20
 STORE_WRITE_BUFFER_BYTES: Final = 32 << 20
-STORE_CACHE_BYTES: Final = 32 << 20
-"""RocksDB's own default for the cache of one column family."""
+STORE_BYTES_MAX: Final = 256 << 20
+"""What all stores of a node share, for blocks and for what is not in their files yet."""
+REPLICA_BYTES: Final = 4 << 20
+"""Of an open store beside that."""
 STORE_WAL_BYTES_MAX: Final = 256 << 20
 LIST_POINTS_SAMPLED: Final = 64
 SAMPLE_POINTS_MIN: Final = 65_536
-PROCESS_BYTES: Final = 48 << 20
-"""An idle shard server's own memory: 36 MB measured, Linux, Python 3.11, faiss-cpu 1.15.1."""
+PROCESS_BYTES: Final = 64 << 20
+"""An idle shard server's own memory: 36 MB measured, Linux, Python 3.11, faiss-cpu 1.15.1, and its threads."""
 SCANNED_BYTES_A_CORE_S: Final = 4e9
 """Codes that one core scans in a second, raw vectors compared: 11,400 queries/s of 375 kB each, measured with FAISS 1.15.1 on
 500,000 × 128 SIFT descriptors, 2,048 lists, 48 visited, m 64, batches of 100, on a Xeon with AVX-512."""
 CANDIDATES: Final = int(limits.K_DEFAULT * limits.OVERSAMPLE_DEFAULT)
 
-MEMORY_USABLE: Final = 0.9
+MEMORY_USABLE: Final = limits.MEMORY_SHARE
 """Of a machine's memory; the rest is the kernel's and the kubelet's."""
 DISK_USABLE: Final = 0.8
 """Of a volume: RocksDB's compactions, and rows that are dead and not yet dropped, want room."""
@@ -130,8 +134,11 @@ class Plan:
 
     @property
     def memory_bytes(self) -> int:
-        """What a pod must be given, rounded up to 256 MiB."""
-        return _up(sum(item.bytes for item in self.memory), 256 << 20)
+        """What a pod must be given, rounded up to 256 MiB: all of it, and so much that a node admits what it is to hold."""
+        whole = sum(item.bytes for item in self.memory)
+        # Pages of raw vectors are the kernel's to take back: a node does not count them.
+        counted = whole - sum(item.bytes for item in self.memory if item.name == _CACHED)
+        return _up(max(whole, math.ceil(counted / limits.MEMORY_SHARE)), 256 << 20)
 
     @property
     def volume_bytes(self) -> int:
@@ -214,6 +221,7 @@ def index_bytes(rows: float, segments: float, shape: CodebookShape) -> dict[str,
     }
 
 
+_CACHED: Final = "raw vectors kept in memory"
 _CODES: Final = "codes"
 _ROW_IDS: Final = "row ids of the codes"
 _PADDING: Final = "padding and sizes of lists"
@@ -254,7 +262,7 @@ def _memory(
     row_code_bytes = code_bytes(shape.m) + ROW_ID_BYTES
     grows = {
         **index,
-        "raw vectors kept in memory": demand.cached * rows * _raw_bytes(demand),
+        _CACHED: demand.cached * rows * _raw_bytes(demand),
         "filters on payloads": rows * (FILTER_BYTES if demand.payload_values else 0),
         "filters and indexes of the store": rows * (STORE_FILTER_BYTES + stored * key_bytes / STORE_BLOCK_BYTES),
     }
@@ -263,9 +271,9 @@ def _memory(
         "codebooks": 4 * shape.nlist * width * 4,
         # One that takes writes and one that is being sealed; normalised copies under COSINE.
         "buffers": held * 2 * buffered * (4 * demand.dim * (2 if demand.cosine else 1) + BUFFERED_ROW_BYTES),
-        # Of the log and of the points, two each; and the caches of both.
-        "the store's own buffers and caches": held * (4 * STORE_WRITE_BUFFER_BYTES + 2 * STORE_CACHE_BYTES),
-        "calls under way, at most": WRITE_BYTES_MAX + SEARCH_BYTES_MAX,
+        "the stores' buffers and caches": STORE_BYTES_MAX + held * REPLICA_BYTES,
+        "calls under way, at most": WRITE_BYTES_MAX + SEARCH_BYTES_MAX + READ_BYTES_MAX,
+        "sealing": SEALING_BYTES_MAX,
         # One at a time: the joined index, and the largest of its parts.
         "merging": 2 * min(segment_rows, rows) * row_code_bytes,
         # The sample, and its copy of the index's width.

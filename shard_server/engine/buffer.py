@@ -22,6 +22,8 @@ from vectorfleet.v1 import types_pb2
 _ROWS_AT_FIRST = 256
 _BYTES_PER_ROW_OF_PYTHON = 200
 """An id's string, its dictionary slot and its version: measured with tracemalloc, rounded up."""
+_TERMS_BYTES_PER_PAYLOAD_BYTE = 2
+"""Its JSON, and its values once a filter or the sealing has read them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +86,20 @@ class Buffer:
         if self._prepared is not self._vectors:
             arrays += self._prepared.nbytes
         return arrays + self._terms.nbytes + self.rows * _BYTES_PER_ROW_OF_PYTHON
+
+    def growth(self, rows: int, payload_bytes: int) -> int:
+        """Heap bytes that so many more rows would add, at most: arrays that must grow are doubled."""
+        capacity = wanted = len(self._vectors)
+        while wanted < self.rows + rows:
+            wanted *= 2
+        row_bytes = (self._vectors.nbytes + self._versions.nbytes) // capacity
+        if self._prepared is not self._vectors:
+            row_bytes += self._prepared.nbytes // capacity
+        return (
+            (wanted - capacity) * row_bytes
+            + rows * (_BYTES_PER_ROW_OF_PYTHON + 1)
+            + _TERMS_BYTES_PER_PAYLOAD_BYTE * payload_bytes
+        )
 
     def append(
         self, ids: Sequence[bytes], vectors: NDArray[np.float32], payloads: Sequence[bytes], first_version: int

@@ -26,7 +26,7 @@ from shard_server.engine.acknowledged import Acknowledged
 from shard_server.engine.bitmap import LiveRows
 from shard_server.engine.index import Codebook
 from shard_server.engine.state import ReplicaIdentity, ReplicaState
-from shard_server.engine.store import Store
+from shard_server.engine.store import Store, StoreMemory
 from shard_server.engine.view import SegmentView
 from vectorfleet.errors import DataLoss
 from vectorfleet.internal.v1 import storage_pb2
@@ -43,6 +43,7 @@ def recover(
     identity: ReplicaIdentity,
     codebooks: Sequence[Codebook],
     known: Mapping[int, segment.Segment] | None = None,
+    memory: StoreMemory | None = None,
 ) -> ReplicaState:
     """Makes a new replica's state, or that of the files in `directory`; published.
 
@@ -51,6 +52,7 @@ def recover(
         identity: what it must be.
         codebooks: those at hand, the current one last.
         known: by number, segments that are open and checked already.
+        memory: what its store shares with others.
 
     Raises:
         DataLoss: files are damaged, missing, of an unknown format version, or of another replica.
@@ -59,7 +61,7 @@ def recover(
         OSError: a file of ours cannot be written.
     """
     complete = _is_complete(directory, identity)
-    store = Store(directory / "store", create=not complete)
+    store = Store(directory / "store", create=not complete, memory=memory)
     try:
         state = _state_of(directory, identity, store, codebooks, known or {}, complete=complete)
         if not complete:

@@ -28,6 +28,7 @@ from shard_server.engine import disk, recovery, scoring, search, snapshot
 from shard_server.engine.acknowledged import Acknowledged
 from shard_server.engine.answers import ReplicaStats, ShardHits, StoredPoint
 from shard_server.engine.index import Codebook
+from shard_server.engine.memory import EngineMemory
 from shard_server.engine.search import SearchOptions
 from shard_server.engine.sizes import sizes_of
 from shard_server.engine.snapshot import Snapshot
@@ -52,8 +53,9 @@ _REOPEN_PAUSE_S: Final = 0.02
 class Replica:
     """One copy of one shard. Thread-safe."""
 
-    def __init__(self, directory: Path, state: ReplicaState, settings: EngineSettings) -> None:
+    def __init__(self, directory: Path, state: ReplicaState, settings: EngineSettings, memory: EngineMemory) -> None:
         """Use `Replica.open`."""
+        self._memory = memory
         self.identity = state.identity
         self.settings = settings
         self._directory = directory
@@ -68,9 +70,9 @@ class Replica:
         self._use(state)
 
     def _use(self, state: ReplicaState) -> None:
-        self._state = state
-        self._upkeep = Upkeep(state, self.settings, self._directory / "segments")
-        self.term = state.store.term()
+        self._state, self.term = state, state.store.term()
+        self._upkeep = Upkeep(state, self.settings, self._directory / "segments", self._memory.ledger)
+        self._memory.write_down(state)
         self._readable.set()
 
     @classmethod
@@ -81,6 +83,7 @@ class Replica:
         settings: EngineSettings | None = None,
         codebook: Codebook | None = None,
         older: Sequence[Codebook] = (),
+        memory: EngineMemory | None = None,
     ) -> Replica:
         """Creates a replica, or recovers it from its files.
 
@@ -90,6 +93,7 @@ class Replica:
             settings: defaults where absent.
             codebook: the collection's current one, where there is one; see `use_codebook`.
             older: with which segments may be encoded still.
+            memory: what it shares with the process's other replicas; None: nothing, and nothing is refused.
 
         Raises:
             DataLoss: files are damaged, missing, of an unknown format version, or of another replica.
@@ -99,8 +103,10 @@ class Replica:
         directory.mkdir(parents=True, exist_ok=True)
         # Left by a crash: no backup is under way before the replica is open.
         shutil.rmtree(directory / snapshot.FOLDER, ignore_errors=True)
-        state = recovery.recover(directory, identity, [] if codebook is None else [*older, codebook])
-        return cls(directory, state, settings or EngineSettings())
+        memory = memory or EngineMemory()
+        codebooks = [] if codebook is None else [*older, codebook]
+        state = recovery.recover(directory, identity, codebooks, memory=memory.stores)
+        return cls(directory, state, settings or EngineSettings(), memory)
 
     # ------------------------------------------------------------------ writing
 
@@ -116,13 +122,14 @@ class Replica:
             One outcome for each mutation, in order.
 
         Raises:
-            ResourceExhausted: DISK_FULL, or OVERLOADED where sealing is far behind.
+            ResourceExhausted: DISK_FULL, MEMORY_FULL, or OVERLOADED where sealing is far behind.
             Unavailable: the store cannot be written at present, or the replica is closed.
             DataLoss: the store is damaged.
         """
         with self._commit_lock:
             self._raise_if_failed()
-            self._require_room(mutations)
+            if any(mutation.WhichOneof("kind") == "upsert" for mutation in mutations):
+                disk.require_free(self._directory, self.settings.min_free_bytes)  # deletes may pass: they make room
             self._wait_for_sealing()
             lap("room")
             state = self._state
@@ -130,18 +137,19 @@ class Replica:
             for mutation in mutations:
                 entries.append(storage_pb2.LogEntry(term=term, first_seqno=seqno + 1, mutation=mutation))
                 seqno += points_in(mutation)
-            try:
-                state.store.append(entries, term_changed=term != self.term)
-                lap("sync")
-                self.term = term
-                with state.lock:
-                    applied = state.apply(entries)
-                    state.publish()
-                lap("apply")
-            except Exception as error:
-                # The log may have the writes, memory may have half of them: only opening again, which replays, is sound.
-                self._note(error)
-                raise
+            with self._memory.growing(state, mutations):
+                try:
+                    state.store.append(entries, term_changed=term != self.term)
+                    lap("sync")
+                    self.term = term
+                    with state.lock:
+                        applied = state.apply(entries)
+                        state.publish()
+                    lap("apply")
+                except Exception as error:
+                    # The log may have the writes, memory half of them: only opening again, which replays, is sound.
+                    self._note(error)
+                    raise
             self._acknowledged.note(seqno)
             return applied
 
@@ -153,29 +161,21 @@ class Replica:
         if self._closed:
             raise Unavailable(f"the replica of shard {self.identity.shard} is closed")
         if self._failed is not None:
-            reason, message = self._failed
-            raise error_for(
-                reason, f"shard {self.identity.shard} takes no writes until its store is opened again: {message}"
-            )
-
-    def _require_room(self, mutations: Sequence[storage_pb2.Mutation]) -> None:
-        """Refuses upserts before RocksDB meets a full disk. Deletes may pass: they are what makes room."""
-        if any(mutation.WhichOneof("kind") == "upsert" for mutation in mutations):
-            disk.require_free(self._directory, self.settings.min_free_bytes)
+            reason, why = self._failed
+            place = f"shard {self.identity.shard}"
+            raise error_for(reason, f"{place} takes no writes until its store is opened again: {why}")
 
     def _wait_for_sealing(self) -> None:
         state, settings = self._state, self.settings
 
         def has_room() -> bool:
-            return (
-                state.active.rows < _BUFFERS_BEHIND_MAX * settings.seal_points
-                and state.active.nbytes < _BUFFERS_BEHIND_MAX * settings.seal_bytes
-            )
+            sealings = max(state.active.rows / settings.seal_points, state.active.nbytes / settings.seal_bytes)
+            return sealings < _BUFFERS_BEHIND_MAX
 
         with state.lock:
             if not state.lock.wait_for(has_room, _BACKPRESSURE_WAIT_S):
                 raise ResourceExhausted(
-                    f"shard {self.identity.shard} holds {state.active.rows} points that are not sealed yet"
+                    f"shard {self.identity.shard} holds {state.active.rows} points yet to be sealed"
                 )
 
     # ------------------------------------------------------------------ reading
@@ -345,10 +345,13 @@ class Replica:
 
     def _noting(self, step: Callable[[float], bool], now_s: float) -> bool:
         try:
-            return step(now_s)
+            worked = step(now_s)
         except VectorfleetError as error:
             self._note(error)
             raise
+        if worked:
+            self._memory.write_down(self._state)
+        return worked
 
     def _reopen(self) -> None:
         recovery.require_room(self._directory)
@@ -376,7 +379,7 @@ class Replica:
         until_s = time.monotonic() + _REOPEN_WAIT_S
         while True:
             try:
-                return recovery.recover(self._directory, self.identity, codebooks, known)
+                return recovery.recover(self._directory, self.identity, codebooks, known, self._memory.stores)
             except Unavailable:
                 # Searches that were under way hold a snapshot, and with it the old store.
                 if time.monotonic() > until_s:
@@ -425,3 +428,4 @@ class Replica:
             self._upkeep.stop_verifying()
             if self._state.withdraw():
                 self._state.store.close()
+            self._memory.forget(self.identity)

@@ -36,6 +36,8 @@ _U64: Final = struct.Struct(">Q")
 _TOMBSTONE: Final = struct.Struct(">QQ")
 _VERSION: Final = struct.Struct("<Q")
 _WRITE_BUFFER_BYTES: Final = 32 << 20
+_CACHE_SHARE: Final = 0.25
+"""Of the memory of all stores; the rest is for what is not in their files yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +46,15 @@ class PointRecord:
 
     version: int
     payload: bytes
+
+
+class StoreMemory:
+    """What all stores of a process share: a cache of blocks, and room for what they have not moved to their files yet."""
+
+    def __init__(self, size: int) -> None:
+        """Takes the bytes of both; a store that writes moves more to its files while all of them are near the limit."""
+        self.cache = rocksdict.Cache(int(size * _CACHE_SHARE))
+        self.buffers = rocksdict.WriteBufferManager(int(size * (1 - _CACHE_SHARE)), False)
 
 
 class PointsSnapshot:
@@ -123,22 +134,25 @@ class Batch:
 class Store:
     """One replica's RocksDB."""
 
-    def __init__(self, directory: Path, *, create: bool) -> None:
+    def __init__(self, directory: Path, *, create: bool, memory: StoreMemory | None = None) -> None:
         """Opens it.
 
         Args:
             directory: its own.
             create: make it where it is missing.
+            memory: shared with the process's other stores; None: RocksDB's defaults, of its own.
 
         Raises:
             DataLoss: its files are damaged or missing.
             ResourceExhausted: DISK_FULL; opening takes some room.
             Unavailable: it is open already, or was a moment ago and a reader still holds it.
         """
-        families = {name: _options(name, create=create) for name in ("log", "points", "tombstones", "meta")}
+        families = {name: _options(name, memory, create=create) for name in ("log", "points", "tombstones", "meta")}
         self._directory = directory
         try:
-            self._db = rocksdict.Rdict(str(directory), _options("default", create=create), column_families=families)
+            self._db = rocksdict.Rdict(
+                str(directory), _options("default", memory, create=create), column_families=families
+            )
             self._log = self._db.get_column_family("log")
             self._points = self._db.get_column_family("points")
             self._tombstones = self._db.get_column_family("tombstones")
@@ -272,7 +286,7 @@ def _walk(source: Any, first: bytes) -> Iterator[tuple[bytes, bytes]]:
         raise _unreadable(error) from error
 
 
-def _options(family: str, *, create: bool) -> rocksdict.Options:
+def _options(family: str, memory: StoreMemory | None, *, create: bool) -> rocksdict.Options:
     options = rocksdict.Options(raw_mode=True)
     options.create_if_missing(create)
     options.create_missing_column_families(create)
@@ -281,10 +295,13 @@ def _options(family: str, *, create: bool) -> rocksdict.Options:
     options.set_max_total_wal_size(8 * _WRITE_BUFFER_BYTES)
     options.set_keep_log_file_num(2)
     options.set_max_log_file_size(1 << 20)
+    table = rocksdict.BlockBasedOptions()
     if family == "points":
-        table = rocksdict.BlockBasedOptions()
         table.set_bloom_filter(10, False)
-        options.set_block_based_table_factory(table)
+    if memory is not None:
+        options.set_write_buffer_manager(memory.buffers)
+        table.set_block_cache(memory.cache)
+    options.set_block_based_table_factory(table)
     return options
 
 

@@ -4,12 +4,16 @@
 beside the old and then hands them to the state, where they take effect in one step; one that fails has changed nothing, and
 is tried again. A merge may take minutes; writers wait for no more than a sealing, since that may run beside it.
 
+Merging and encoding ask the ledger of memory first, and wait where there is no room; a merge of many segments is made one of two
+then. Sealing does not ask: it gives back more than it takes, and writers wait for it.
+
 What opening does not read, since it is most of the bytes, is verified here at a bounded rate: the raw vectors of the segments
 that were there, and the points. Nothing is merged before that: a merge would give damaged vectors a new checksum.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import shutil
@@ -24,8 +28,10 @@ from shard_server.durable import sync_folder
 from shard_server.engine import compaction, disk, segment
 from shard_server.engine.ids import Ids
 from shard_server.engine.index import Codebook
+from shard_server.engine.memory import ENCODING, MERGING, WORK_BYTES
 from shard_server.engine.state import ReplicaState
-from vectorfleet.errors import DataLoss
+from vectorfleet.errors import DataLoss, ResourceExhausted
+from vectorfleet.ledger import Ledger
 
 ENCODE_ROWS_MIN: Final = 1024
 """A segment of fewer rows is searched exactly: visiting its lists would cost more than reading it."""
@@ -54,17 +60,19 @@ class EngineSettings:
 class Upkeep:
     """The background work of one replica. For two threads: one that seals and one that improves."""
 
-    def __init__(self, state: ReplicaState, settings: EngineSettings, directory: Path) -> None:
+    def __init__(self, state: ReplicaState, settings: EngineSettings, directory: Path, ledger: Ledger) -> None:
         """Does nothing by itself.
 
         Args:
             state: what it works on.
             settings: when to do what.
             directory: where the segments' directories stand.
+            ledger: of the process's memory.
         """
         self._state = state
         self._settings = settings
         self._directory = directory
+        self._ledger = ledger
         self._buffer_seen_s: float | None = None
         self._quiet_since: tuple[int, float] = (-1, 0.0)
         self._verifying: Iterator[int] | None = self._verification()
@@ -92,14 +100,10 @@ class Upkeep:
             self._verify(self._verifying, now_s)
             return True
         chosen = self._merge_due(idle=idle)
-        if chosen and self._verifying is None:
-            self._merge(chosen)
+        if chosen and self._verifying is None and self._merge_within_memory(chosen):
             return True
         stale = self._encode_due()
-        if stale is not None:
-            self._encode(stale)
-            return True
-        return False
+        return stale is not None and self._encode_within_memory(stale)
 
     @property
     def settled(self) -> bool:
@@ -190,6 +194,37 @@ class Upkeep:
         rows_max = max(seal_points, self._settings.segment_bytes_max // (4 * self._state.identity.dim))
         return compaction.segments_to_merge(sizes, idle=idle, rows_at_sealing=seal_points, rows_max=rows_max)
 
+    def _merge_within_memory(self, numbers: Sequence[int]) -> bool:
+        """Merges all of these segments, else the two smallest of them, else none; returns whether it did."""
+        segments = {part.segment.number: part.segment for part in self._state.segments}
+        by_size = sorted(numbers, key=lambda number: segments[number].rows)
+        for fewer in dict.fromkeys((tuple(numbers), tuple(by_size[:2]))):
+            # The new index, and beside it the largest of those that are joined.
+            sizes = [self._index_bytes(segments[number].rows) for number in fewer]
+            with self._room(MERGING, sum(sizes) + max(sizes)) as granted:
+                if granted:
+                    self._merge(fewer)
+                    return True
+        return False
+
+    @contextlib.contextmanager
+    def _room(self, kind: str, size: int) -> Iterator[bool]:
+        """Reserves memory for background work; says whether there was room. What is refused waits, and is no failure."""
+        try:
+            self._ledger.reserve(kind, size + WORK_BYTES)
+        except ResourceExhausted as error:
+            _log.debug("%s waits: %s", self._directory, error.message)
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            self._ledger.release(kind, size + WORK_BYTES)
+
+    def _index_bytes(self, rows: int) -> int:
+        codebook = self._codebook_for(rows)
+        return 0 if codebook is None else rows * (codebook.m + 8)
+
     def _merge(self, numbers: Sequence[int]) -> None:
         chosen = [part for part in self._state.segments if part.segment.number in numbers]
         codebook = self._codebook_for(sum(part.live.live for part in chosen))
@@ -231,6 +266,12 @@ class Upkeep:
             if part.segment.codebook_version != codebook.version and part.segment.rows >= ENCODE_ROWS_MIN
         ]
         return max(stale, key=lambda one: one.rows, default=None)
+
+    def _encode_within_memory(self, stale: segment.Segment) -> bool:
+        with self._room(ENCODING, self._index_bytes(stale.rows)) as granted:
+            if granted:
+                self._encode(stale)
+            return granted
 
     def _encode(self, stale: segment.Segment) -> None:
         codebook = self._state.codebook

@@ -348,8 +348,8 @@ def test_the_sizing_component_sets_the_overlays_numbers() -> None:
     shard = named("prod", "StatefulSet", "shard")["spec"]
     (volume,) = shard["volumeClaimTemplates"]
     resources = shard["template"]["spec"]["containers"][0]["resources"]
-    assert (shard["replicas"], resources["requests"]["memory"]) == (5, "14336Mi")
-    assert resources["limits"] == {"memory": "14336Mi"}
+    assert (shard["replicas"], resources["requests"]["memory"]) == (5, "14592Mi")
+    assert resources["limits"] == {"memory": "14592Mi"}
     assert volume["spec"]["resources"]["requests"]["storage"] == "111616Mi"
 
 

@@ -46,7 +46,7 @@ METHODS = {
 FIELDS = {
     "BackedUpCollection": "name seqnos",
     "Backup": "id destination create_time collections objects bytes new_objects new_bytes",
-    "ClusterInfo": "epoch controller coordinator_connected nodes shards",
+    "ClusterInfo": "epoch controller coordinator_connected nodes shards router_used_bytes router_limit_bytes",
     "Codebook": "version checksum nlist m trained_points",
     "Collection": "name uid dim metric shards replicas index embedding_model create_time progress coverage",
     "Coverage": "shards_total shards_answered missing",
@@ -55,7 +55,8 @@ FIELDS = {
     "IndexOptions": "kind nlist m train_points",
     "IndexProgress": "points indexed_points buffered_points segments tombstones codebook settled",
     "MissingShard": "shard reason message",
-    "NodeState": "id address live replicas resident_bytes mapped_resident_bytes disk_free_bytes version unknown_collections",
+    "NodeState": "id address live replicas resident_bytes mapped_resident_bytes disk_free_bytes version unknown_collections "
+    "memory_used_bytes memory_limit_bytes",
     "Point": "id version payload vector",
     "ReplicaState":
         "node primary status message applied_seqno points indexed_points buffered_points tombstones segments codebook_version "

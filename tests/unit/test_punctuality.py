@@ -41,9 +41,9 @@ def test_refusing_goes_on_while_the_queue_is_at_its_limit_and_ends_when_half_of_
     queue = at_work(100)
     queue.admits(1, 0.5, 0.0)
     assert not queue.admits(1, 0.5, 1.0)
-    queue.leave(70)  # what is left takes 0.3 of the 0.35 s that may pass: in time, but no sign of an end
+    queue.leave(80)  # what is left takes 0.2 of the 0.25 s that may pass: in time, but no sign of an end
     assert queue.admits(1, 0.5, 1.1)
-    queue.enter(70)
+    queue.enter(80)
     assert not queue.admits(1, 0.5, 1.2), "no burst begins here"
     queue.leave(90)
     assert queue.admits(1, 0.5, 1.3)

@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from router import assignment
-from shard_server import node
-from shard_server.engine import buffer, index, store
+from shard_server import node_memory
+from shard_server.engine import buffer, index, memory, store
 from shard_server.engine.replica import Replica
 from shard_server.engine.state import ReplicaIdentity
 from shard_server.engine.upkeep import EngineSettings
@@ -32,8 +32,13 @@ def test_the_constants_are_the_servers() -> None:
     assert settings.seal_points == sizing.SEAL_POINTS
     assert settings.seal_bytes == sizing.SEAL_BYTES
     assert settings.segment_bytes_max == sizing.SEGMENT_BYTES_MAX
-    assert sizing.WRITE_BYTES_MAX == node.WRITE_BYTES_MAX
-    assert sizing.SEARCH_BYTES_MAX == node.SEARCH_BYTES_MAX
+    assert sizing.WRITE_BYTES_MAX == node_memory.WRITE_BYTES_MAX
+    assert sizing.SEARCH_BYTES_MAX == node_memory.SEARCH_BYTES_MAX
+    assert sizing.READ_BYTES_MAX == node_memory.READ_BYTES_MAX
+    assert sizing.STORE_BYTES_MAX == node_memory.STORE_BYTES_MAX
+    assert sizing.SEALING_BYTES_MAX == node_memory.SEALING_BYTES_MAX
+    assert sizing.PROCESS_BYTES == node_memory.PROCESS_BYTES
+    assert sizing.REPLICA_BYTES == memory.REPLICA_BYTES
     assert sizing.STORE_WRITE_BUFFER_BYTES == store._WRITE_BUFFER_BYTES
     assert sizing.STORE_WAL_BYTES_MAX == 8 * store._WRITE_BUFFER_BYTES
     assert buffer._BYTES_PER_ROW_OF_PYTHON + np.uint64().nbytes == sizing.BUFFERED_ROW_BYTES

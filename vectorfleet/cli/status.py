@@ -104,12 +104,15 @@ def _show_cluster(info: ClusterInfo) -> None:
             node.replicas,
             human_bytes(node.resident_bytes),
             human_bytes(node.mapped_resident_bytes),
+            f"{human_bytes(node.memory_used_bytes)} of {human_bytes(node.memory_limit_bytes)}",
             human_bytes(node.disk_free_bytes),
             node.version,
         )
         for node in info.nodes
     ]
-    show_table(["node", "address", "live", "replicas", "resident", "of it mapped", "disk free", "version"], rows)
+    show_table(
+        ["node", "address", "live", "replicas", "resident", "of it mapped", "promised", "disk free", "version"], rows
+    )
 
 
 def _show_collections(collections: list[Collection]) -> None:

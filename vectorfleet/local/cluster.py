@@ -33,6 +33,7 @@ from vectorfleet.local.failure import LocalClusterError
 from vectorfleet.local.installed import servers_root
 from vectorfleet.local.ports import bind_failure, free_ports, is_free
 from vectorfleet.local.secure import LocalSecurity
+from vectorfleet.memory_limit import memory_bytes
 
 READY_TIMEOUT_S: Final = 90.0
 STOP_GRACE_S: Final = 10.0
@@ -40,6 +41,9 @@ _PROBE_TIMEOUT_S: Final = 2.0
 _PORT_TRIES: Final = 5
 _PORT_MAX: Final = 65_535
 _POLL_S: Final = 0.05
+_NODES_SHARE: Final = 0.8
+"""Of the machine's memory, for all nodes together; they hold the data."""
+_ROUTERS_SHARE: Final = 0.1
 _LOOPBACK: Final = "127.0.0.1"
 _OF_ONE_PROCESS: Final = ("VECTORFLEET_ADVERTISE", "VECTORFLEET_HEALTH_PORT", "VECTORFLEET_TLS_")
 _EVERYWHERE: Final = frozenset({"0.0.0.0", "::", "[::]"})  # noqa: S104 (only recognised)
@@ -268,9 +272,10 @@ class LocalCluster:
         if kind == "node":
             own = ["--data", str(self.data / name), "--host", _LOOPBACK, "--port", "0", "--node-id", name]
             backups = ["--backup-root", str(self.data / "backups")]
-            return [*python, "shard_server", *own, *etcd, *backups, *self._shard_args]
+            memory = _memory_limit(_NODES_SHARE, len(self._nodes))
+            return [*python, "shard_server", *own, *etcd, *backups, *memory, *self._shard_args]
         own = ["--host", self._host, "--port", str(self._router_ports[int(number)]), "--router-id", name]
-        return [*python, "router", *own, *etcd, *self._router_args]
+        return [*python, "router", *own, *etcd, *_memory_limit(_ROUTERS_SHARE, len(self._routers)), *self._router_args]
 
     def _hosts(self) -> list[str]:
         own = [] if self._host in _EVERYWHERE else [self._host.strip("[]")]
@@ -286,6 +291,11 @@ class LocalCluster:
     def _reachable(self, address: str) -> str:
         host, _, port = address.rpartition(":")
         return f"{_LOOPBACK}:{port}" if host in _EVERYWHERE else address
+
+
+def _memory_limit(share: float, processes: int) -> list[str]:
+    """What one of several processes on this machine may use: each would take all of it for its own otherwise."""
+    return ["--memory-limit", str(int(memory_bytes() * share / processes))]
 
 
 def _why_not_there(host: str, port: int, failure: OSError) -> str:

@@ -13,7 +13,8 @@ WITHHELD: Final = "(withheld)"
 HARMLESS: Final = frozenset(
     {
         "advertise", "backup_root", "batches_in_flight", "data", "embed_threads", "etcd", "etcd_ca", "etcd_prefix",
-        "health_port", "host", "log_format", "log_level", "metrics_address", "min_free_bytes", "node_id", "otlp_endpoint", "port",
+        "health_port", "host", "log_format", "log_level", "memory_limit", "metrics_address", "min_free_bytes", "node_id",
+        "otlp_endpoint", "port",
         "recall_check_rate", "reuse_port", "router_id", "seal_age_s", "seal_bytes", "seal_points", "search_threads",
         "slow_query_ms", "trace_ratio",
     }

@@ -303,12 +303,17 @@ class GetClusterResponse(_message.Message):
     COORDINATOR_CONNECTED_FIELD_NUMBER: _builtins.int
     NODES_FIELD_NUMBER: _builtins.int
     SHARDS_FIELD_NUMBER: _builtins.int
+    ROUTER_USED_BYTES_FIELD_NUMBER: _builtins.int
+    ROUTER_LIMIT_BYTES_FIELD_NUMBER: _builtins.int
     epoch: _builtins.int
     """The revision of etcd's that the shard map carries."""
     controller: _builtins.str
     """The router that leads as controller. Empty: none known."""
     coordinator_connected: _builtins.bool
     """False: etcd cannot be reached from this router; the map is the last one known."""
+    router_used_bytes: _builtins.int
+    """Bytes of the calls that this router works on, as far as their size can be told beforehand, and the most that it admits."""
+    router_limit_bytes: _builtins.int
     @_builtins.property
     def nodes(self) -> _containers.RepeatedCompositeFieldContainer[Global___Node]: ...
     @_builtins.property
@@ -321,10 +326,12 @@ class GetClusterResponse(_message.Message):
         coordinator_connected: _builtins.bool = ...,
         nodes: _abc.Iterable[Global___Node] | None = ...,
         shards: _abc.Iterable[Global___ShardState] | None = ...,
+        router_used_bytes: _builtins.int = ...,
+        router_limit_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["controller", b"controller", "coordinator_connected", b"coordinator_connected", "epoch", b"epoch", "nodes", b"nodes", "shards", b"shards"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["controller", b"controller", "coordinator_connected", b"coordinator_connected", "epoch", b"epoch", "nodes", b"nodes", "router_limit_bytes", b"router_limit_bytes", "router_used_bytes", b"router_used_bytes", "shards", b"shards"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -345,6 +352,8 @@ class Node(_message.Message):
     DISK_FREE_BYTES_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     UNKNOWN_COLLECTIONS_FIELD_NUMBER: _builtins.int
+    MEMORY_USED_BYTES_FIELD_NUMBER: _builtins.int
+    MEMORY_LIMIT_BYTES_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     address: _builtins.str
     """host:port"""
@@ -357,6 +366,11 @@ class Node(_message.Message):
     """Of those, pages of mapped files, which the kernel may take back."""
     disk_free_bytes: _builtins.int
     version: _builtins.str
+    memory_used_bytes: _builtins.int
+    """Memory that it has promised: what replicas hold, what work under way may come to take, and what is set aside for searches, writes
+    and reads. What would grow beyond the limit is refused with RESOURCE_EXHAUSTED / MEMORY_FULL.
+    """
+    memory_limit_bytes: _builtins.int
     @_builtins.property
     def unknown_collections(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Collections of which it has replicas on disk, while the shard map knows nothing of them: was etcd's data lost? They are kept."""
@@ -373,10 +387,12 @@ class Node(_message.Message):
         disk_free_bytes: _builtins.int = ...,
         version: _builtins.str = ...,
         unknown_collections: _abc.Iterable[_builtins.str] | None = ...,
+        memory_used_bytes: _builtins.int = ...,
+        memory_limit_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "disk_free_bytes", b"disk_free_bytes", "id", b"id", "live", b"live", "mapped_resident_bytes", b"mapped_resident_bytes", "replicas", b"replicas", "resident_bytes", b"resident_bytes", "unknown_collections", b"unknown_collections", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "disk_free_bytes", b"disk_free_bytes", "id", b"id", "live", b"live", "mapped_resident_bytes", b"mapped_resident_bytes", "memory_limit_bytes", b"memory_limit_bytes", "memory_used_bytes", b"memory_used_bytes", "replicas", b"replicas", "resident_bytes", b"resident_bytes", "unknown_collections", b"unknown_collections", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

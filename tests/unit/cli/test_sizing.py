@@ -21,7 +21,7 @@ def run(*arguments: str, code: int = 0) -> Result:
 def test_it_prints_nodes_memory_disk_and_what_costs(tmp_path: Path) -> None:
     done = run("--points", "1e9", "--dim", "768", "--replicas", "2")
     first = done.stdout.splitlines()[0]
-    assert first.startswith("1,000,000,000 points of 768 dimensions, 2 copies: 19 nodes with 55.2 GiB of memory")
+    assert first.startswith("1,000,000,000 points of 768 dimensions, 2 copies: 19 nodes with 55.5 GiB of memory")
     for part in (
         "MEMORY OF A NODE",
         "DISK OF A NODE",

@@ -7,8 +7,8 @@ import asyncio
 import numpy as np
 import pytest
 
-from router import point_service, search_service
-from router.budget import ByteBudget
+from router import budget, search_service
+from router.budget import Budgets, ByteBudget
 from router.validation import SearchOptions
 from tests.unit.router.api import DIM, Api
 from tests.unit.router.fake_node import fleet
@@ -18,17 +18,26 @@ from vectorfleet.v1 import point_service_pb2 as pb
 
 
 async def test_overload_is_refused_and_streams_wait_for_room() -> None:
-    budget = ByteBudget("things", 100)
-    with budget.holding(1000):  # alone: it must be possible to work on it at all
-        with pytest.raises(errors.ResourceExhausted) as refused, budget.holding(1):
+    things = ByteBudget("things", 100)
+    with things.holding(1000):  # alone: it must be possible to work on it at all
+        with pytest.raises(errors.ResourceExhausted) as refused, things.holding(1):
             pass
         assert refused.value.reason == "OVERLOADED"
-        waiting = asyncio.create_task(budget.room_for(60))
+        assert refused.value.message == "things: 1 bytes are asked for, 1000 of 100 are under way"
+        waiting = asyncio.create_task(things.room_for(60))
         await asyncio.sleep(0)
         assert not waiting.done()
     await waiting
-    with budget.holding(40):
-        await budget.room_for(60)
+    with things.holding(40):
+        await things.room_for(60)
+
+
+@pytest.mark.parametrize("limit_bytes", [1 << 28, 1 << 30, 24 << 30, 1 << 40])
+def test_budgets_leave_room_for_the_process(limit_bytes: int) -> None:
+    budgets = Budgets.under(limit_bytes)
+    assert budgets.used_bytes == 0
+    assert budgets.limit_bytes <= limit_bytes * 7 // 8
+    assert budgets.searches.limit_bytes == min(budget.SEARCH_BYTES_MAX, limit_bytes // 2)
 
 
 async def test_streams_share_a_budget_that_holds_one_batch(
@@ -36,7 +45,7 @@ async def test_streams_share_a_budget_that_holds_one_batch(
 ) -> None:
     streams, batches, rows = 4, 6, 20
     vectors = rng.standard_normal((rows, DIM)).astype("<f4")
-    monkeypatch.setattr(point_service, "WRITE_BYTES_MAX", int(1.5 * vectors.nbytes))
+    monkeypatch.setattr(budget, "WRITE_BYTES_MAX", int(1.5 * vectors.nbytes))
     async with fleet("n1", "n2") as under:
         api = Api(under)
         await api.create()
@@ -61,4 +70,4 @@ def test_no_search_takes_the_whole_budget(nodes: int) -> None:
     record = CollectionRecord("c", "u", limits.DIM_MAX, 1, shards)
     options = SearchOptions(k=limits.K_MAX, with_payload=True, with_vector=True)
     most = search_service._bytes_at_most(record, limits.QUERIES_MAX, options)
-    assert most < search_service.SEARCH_BYTES_MAX / 2
+    assert most < budget.SEARCH_BYTES_MAX / 2
