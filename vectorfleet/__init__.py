@@ -9,6 +9,7 @@
 from vectorfleet._aio_client import AsyncClient
 from vectorfleet._backups import BackedUpCollection, Backup, RestoredBackup, TransferProgress
 from vectorfleet._client import Client
+from vectorfleet._keys import ApiKey, NewApiKey
 from vectorfleet._models import (
     ClusterInfo,
     Codebook,
@@ -45,6 +46,7 @@ from vectorfleet.errors import (
 
 __all__ = [
     "AlreadyExists",
+    "ApiKey",
     "AsyncClient",
     "BackedUpCollection",
     "Backup",
@@ -63,6 +65,7 @@ __all__ = [
     "InternalError",
     "InvalidRequest",
     "MissingShard",
+    "NewApiKey",
     "NodeState",
     "NotFound",
     "PermissionDenied",

@@ -29,6 +29,8 @@ from vectorfleet._arguments import Filter, Ids, Payloads
 from vectorfleet._attempts import Attempts, client_closed, poll_pause_s
 from vectorfleet._backups import Backup, OnProgress, RestoredBackup
 from vectorfleet._channel import Endpoint
+from vectorfleet._credentials import Secret
+from vectorfleet._keys import AsyncKeys
 from vectorfleet._models import (
     ClusterInfo,
     Collection,
@@ -45,6 +47,7 @@ from vectorfleet.v1 import (
     cluster_service_pb2_grpc,
     collection_service_pb2,
     collection_service_pb2_grpc,
+    key_service_pb2_grpc,
     point_service_pb2,
     point_service_pb2_grpc,
     search_service_pb2_grpc,
@@ -69,9 +72,11 @@ class AsyncClient:
         address: "host:port" of a router. The connection is made when it is first needed.
         timeout: seconds that a call may take unless the method is told otherwise.
         security: certificates; what it leaves open comes from the environment or the configuration file (docs/security.md).
+        api_key: the key, a `Path` of its file, or a function, which must be quick: it is asked before each call.
+        token: a JSON Web Token, likewise.
 
     Raises:
-        InvalidRequest: the address, the timeout or the certificates make no sense, or TLS is missing.
+        InvalidRequest: the address, the timeout, the certificates or the credential make no sense, or TLS is missing.
     """
 
     def __init__(
@@ -80,8 +85,10 @@ class AsyncClient:
         *,
         timeout: float = limits.CALL_TIMEOUT_DEFAULT_S,
         security: Security | None = None,
+        api_key: Secret | None = None,
+        token: Secret | None = None,
     ) -> None:
-        self._endpoint = Endpoint(address, security)
+        self._endpoint = Endpoint(address, security, api_key, token)
         self._timeout_s = arguments.seconds(timeout)
         self._connected: _Stubs | None = None
         self._closed = False
@@ -96,6 +103,11 @@ class AsyncClient:
 
     def __repr__(self) -> str:
         return f"<AsyncClient of {self._endpoint.address}>"
+
+    @property
+    def keys(self) -> AsyncKeys:
+        """The cluster's API keys: `keys.create`, `keys.list`, `keys.revoke`."""
+        return AsyncKeys(self._stubs.keys, self._call)
 
     async def close(self) -> None:
         """Closes the connection; calls that still run fail with `CLIENT_CLOSED`. May be called twice."""
@@ -267,7 +279,9 @@ class AsyncClient:
         """Writes a backup and returns it when it is complete: see `Client.create_backup`."""
         request = backups.create_request(destination, collections)
         method = self._stubs.cluster.CreateBackup
-        last = await backups.followed_async(method, request, timeout, on_progress, self._failure)
+        last = await backups.followed_async(
+            method, request, timeout, on_progress, self._endpoint.metadata(), self._failure
+        )
         return backups.backup_of(last.backup)
 
     async def restore_backup(
@@ -282,7 +296,9 @@ class AsyncClient:
         """Makes collections of a backup: see `Client.restore_backup`."""
         request = backups.restore_request(source, backup, collections)
         method = self._stubs.cluster.RestoreBackup
-        last = await backups.followed_async(method, request, timeout, on_progress, self._failure)
+        last = await backups.followed_async(
+            method, request, timeout, on_progress, self._endpoint.metadata(), self._failure
+        )
         return RestoredBackup(last.backup, tuple(last.collections))
 
     # ------------------------------------------------------------------------------------------------------- calls
@@ -347,7 +363,8 @@ class AsyncClient:
         attempts = Attempts(timeout_s, time.monotonic(), repeatable=repeatable)
         while True:
             try:
-                return await method(call.request, timeout=attempts.remaining_s(time.monotonic()))
+                timeout_left_s = attempts.remaining_s(time.monotonic())
+                return await method(call.request, timeout=timeout_left_s, metadata=self._endpoint.metadata())
             except (grpc.RpcError, grpc.aio.UsageError, asyncio.CancelledError) as error:
                 failure = codec.located(self._failure(error), call.rows)
                 pause_s = attempts.pause_s(failure, time.monotonic())
@@ -374,5 +391,6 @@ class _Stubs:
         self.collections = collection_service_pb2_grpc.CollectionServiceStub(channel)
         self.points = point_service_pb2_grpc.PointServiceStub(channel)
         self.search = search_service_pb2_grpc.SearchServiceStub(channel)
+        self.keys = key_service_pb2_grpc.KeyServiceStub(channel)
         self.sharing = AioSharing(partial(each, self.search.Search))
         self.cluster = cluster_service_pb2_grpc.ClusterServiceStub(channel)

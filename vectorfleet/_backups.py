@@ -12,6 +12,8 @@ import grpc
 
 from vectorfleet import _arguments as arguments
 from vectorfleet import errors
+from vectorfleet._calls import Calls
+from vectorfleet._credentials import Metadata
 from vectorfleet.v1 import cluster_service_pb2 as pb
 
 RequestT = TypeVar("RequestT")
@@ -130,20 +132,20 @@ def followed(
     request: RequestT,
     timeout: float,
     on_progress: OnProgress | None,
-    failure: Callable[[Exception], errors.VectorfleetError],
+    calls: Calls,
 ) -> ResponseT:
-    """Makes a call and follows it to its end; returns its last message. Raises what `failure` makes of a channel's error."""
+    """Makes a call and follows it to its end; returns its last message. Raises what `calls` makes of a channel's error."""
     try:
-        call = method(request, timeout=arguments.seconds(timeout))
+        call = method(request, timeout=arguments.seconds(timeout), metadata=calls.metadata())
     except ValueError as error:
-        raise failure(error) from error
+        raise calls.failure(error) from error
     last = None
     try:
         for last in call:
             if on_progress is not None:
                 on_progress(progress_of(last.progress))
     except grpc.RpcError as error:
-        raise failure(error) from error
+        raise calls.failure(error) from error
     finally:
         call.cancel()  # where the caller's function raised, or an interrupt came
     return _whole(last)
@@ -154,10 +156,11 @@ async def followed_async(
     request: RequestT,
     timeout: float,  # noqa: ASYNC109 (of the call, not of a task)
     on_progress: OnProgress | None,
+    metadata: Metadata | None,
     failure: Callable[[BaseException], errors.VectorfleetError],
 ) -> ResponseT:
     """The same on an event loop."""
-    call = method(request, timeout=arguments.seconds(timeout))
+    call = method(request, timeout=arguments.seconds(timeout), metadata=metadata)
     last = None
     try:
         async for last in call:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Final
 
 import grpc
 
 from vectorfleet._arguments import target
 from vectorfleet._attempts import NOT_REACHED, failure_of
+from vectorfleet._credentials import Credentials, Secret
 from vectorfleet._security import Security, hint, resolve
 from vectorfleet._tracing import traced
 from vectorfleet._version import __version__
@@ -32,14 +34,26 @@ class Endpoint:
     Args:
         address: host:port.
         security: what the caller says of it.
+        api_key: stands for the one in `security`.
+        token: likewise.
 
     Raises:
         InvalidRequest: it makes no sense, or TLS is missing.
     """
 
-    def __init__(self, address: str, security: Security | None = None) -> None:
+    def __init__(
+        self,
+        address: str,
+        security: Security | None = None,
+        api_key: Secret | None = None,
+        token: Secret | None = None,
+    ) -> None:
         self.address = target(address)
+        if api_key is not None or token is not None:
+            security = replace(security or Security(), api_key=api_key, token=token)
         self._security = resolve(self.address, security)
+        self.metadata = Credentials(self._security.api_key, self._security.token).metadata
+        """Asked before each call: what it carries besides its request."""
 
     def channel(self) -> grpc.Channel:
         """Makes a channel; it connects when first used. Raises `InvalidRequest` where a file cannot be used."""

@@ -1,20 +1,16 @@
-"""`Client`: the blocking client. A thin shell: the codec makes requests and results, `Attempts` decides about retries.
+"""`Client`: the blocking client. A thin shell: the codec makes requests and results, `Calls` makes the calls.
 
-Safe to share between threads, whose searches then share calls. Several calls of one method (a large upsert) are in flight at
-once through gRPC's own futures; no thread of ours is involved.
+Safe to share between threads, whose searches then share calls.
 """
 
 from __future__ import annotations
 
-import contextlib
 import time
-from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from types import TracebackType
-from typing import Self, SupportsIndex, TypeVar
+from typing import Self, SupportsIndex
 
-import grpc
 from numpy.typing import ArrayLike
 
 from vectorfleet import _answers as answers
@@ -23,9 +19,12 @@ from vectorfleet import _backups as backups
 from vectorfleet import _codec as codec
 from vectorfleet import errors, limits
 from vectorfleet._arguments import Filter, Ids, Payloads
-from vectorfleet._attempts import Attempts, poll_pause_s
+from vectorfleet._attempts import poll_pause_s
 from vectorfleet._backups import Backup, OnProgress, RestoredBackup
+from vectorfleet._calls import Calls
 from vectorfleet._channel import Endpoint
+from vectorfleet._credentials import Secret
+from vectorfleet._keys import Keys
 from vectorfleet._models import (
     ClusterInfo,
     Collection,
@@ -40,9 +39,6 @@ from vectorfleet._security import Security
 from vectorfleet._stubs import Stubs
 from vectorfleet._thread_sharing import ThreadSharing
 from vectorfleet.v1 import cluster_service_pb2, collection_service_pb2, point_service_pb2
-
-RequestT = TypeVar("RequestT")
-ResponseT = TypeVar("ResponseT")
 
 
 class Client:
@@ -61,9 +57,12 @@ class Client:
         address: "host:port" of a router. The connection is made when it is first needed.
         timeout: seconds that a call may take unless the method is told otherwise.
         security: certificates; what it leaves open comes from the environment or the configuration file (docs/security.md).
+        api_key: the key; or, as a `Path`, its file; or a function that returns it, asked before each call. It is sent over
+            TLS, or to this machine. One client is one caller: make several to act for several.
+        token: a JSON Web Token, likewise. A file is read again when it changes.
 
     Raises:
-        InvalidRequest: the address, the timeout or the certificates make no sense, or TLS is missing.
+        InvalidRequest: the address, the timeout, the certificates or the credential make no sense, or TLS is missing.
     """
 
     def __init__(
@@ -72,12 +71,13 @@ class Client:
         *,
         timeout: float = limits.CALL_TIMEOUT_DEFAULT_S,
         security: Security | None = None,
+        api_key: Secret | None = None,
+        token: Secret | None = None,
     ) -> None:
-        self._endpoint = Endpoint(address, security)
-        self._timeout_s = arguments.seconds(timeout)
-        self._closed = False
+        self._endpoint = Endpoint(address, security, api_key, token)
         self._stubs = Stubs(self._endpoint.channel())
-        self._sharing = ThreadSharing(partial(self._each, self._stubs.search.Search))
+        self._calls = Calls(self._endpoint, arguments.seconds(timeout))
+        self._sharing = ThreadSharing(partial(self._calls.each, self._stubs.search.Search))
 
     def __enter__(self) -> Self:
         return self
@@ -90,9 +90,14 @@ class Client:
     def __repr__(self) -> str:
         return f"<Client of {self._endpoint.address}>"
 
+    @property
+    def keys(self) -> Keys:
+        """The cluster's API keys: `keys.create`, `keys.list`, `keys.revoke`."""
+        return Keys(self._stubs.keys, self._calls.one)
+
     def close(self) -> None:
         """Closes the connection; calls that still run fail with `CLIENT_CLOSED`. May be called twice."""
-        self._closed = True
+        self._calls.closed = True
         self._stubs.channel.close()
 
     # ------------------------------------------------------------------------------------------------- collections
@@ -127,13 +132,13 @@ class Client:
             Unavailable: there are no nodes, or etcd cannot be reached. Not retried, unless nothing can have happened.
         """
         request = codec.create_collection(name, dim, metric, shards, embedding_model, index)
-        response = self._call(self._stubs.collections.CreateCollection, request, timeout, repeatable=False)
+        response = self._calls.one(self._stubs.collections.CreateCollection, request, timeout, repeatable=False)
         return answers.collection(response.collection)
 
     def get_collection(self, name: str, *, timeout: float | None = None) -> Collection:
         """Returns a collection and how far its index is; raises `NotFound`."""
         request = collection_service_pb2.GetCollectionRequest(name=codec.collection_name(name))
-        return answers.collection(self._call(self._stubs.collections.GetCollection, request, timeout).collection)
+        return answers.collection(self._calls.one(self._stubs.collections.GetCollection, request, timeout).collection)
 
     def list_collections(self, *, timeout: float | None = None) -> list[Collection]:
         """Returns all collections by name, without their progress."""
@@ -141,7 +146,7 @@ class Client:
         page_token = ""
         while True:
             request = collection_service_pb2.ListCollectionsRequest(page_token=page_token)
-            response = self._call(self._stubs.collections.ListCollections, request, timeout)
+            response = self._calls.one(self._stubs.collections.ListCollections, request, timeout)
             found.extend(answers.collection(message) for message in response.collections)
             page_token = response.next_page_token
             if not page_token:
@@ -150,7 +155,7 @@ class Client:
     def delete_collection(self, name: str, *, timeout: float | None = None) -> None:
         """Removes a collection and all its points; there is no way back. Raises `NotFound`; retried like a creation."""
         request = collection_service_pb2.DeleteCollectionRequest(name=codec.collection_name(name))
-        self._call(self._stubs.collections.DeleteCollection, request, timeout, repeatable=False)
+        self._calls.one(self._stubs.collections.DeleteCollection, request, timeout, repeatable=False)
 
     def wait_indexed(self, name: str, *, timeout: float = 600.0) -> Collection:
         """Waits until nothing is left to train, seal, encode or merge, and returns the collection as it is then.
@@ -167,7 +172,7 @@ class Client:
         polls = 0
         while (remaining_s := deadline_s - time.monotonic()) > 0:
             try:
-                seen = self.get_collection(name, timeout=min(remaining_s, self._timeout_s))
+                seen = self.get_collection(name, timeout=min(remaining_s, self._calls.timeout_s))
             except (errors.Unavailable, errors.DeadlineExceeded) as error:
                 failure = error  # it may come back while there is time
             else:
@@ -210,18 +215,20 @@ class Client:
             Unavailable: a shard that is needed is down.
         """
         plan = codec.upsert(name, ids, vectors, texts, payloads)
-        return answers.upsert_result(list(self._each(self._stubs.points.Upsert, plan.calls, plan.in_flight, timeout)))
+        return answers.upsert_result(
+            list(self._calls.each(self._stubs.points.Upsert, plan.calls, plan.in_flight, timeout))
+        )
 
     def delete(self, name: str, *, ids: Ids, timeout: float | None = None) -> DeleteResult:
         """Deletes points; ids that do not exist are passed over. Raises as `upsert` does."""
         calls = codec.delete(name, ids)
-        responses = self._each(self._stubs.points.Delete, calls, codec.VECTOR_CALLS_IN_FLIGHT, timeout)
+        responses = self._calls.each(self._stubs.points.Delete, calls, codec.VECTOR_CALLS_IN_FLIGHT, timeout)
         return answers.delete_result(list(responses))
 
     def get(self, name: str, *, ids: Ids, with_vector: bool = False, timeout: float | None = None) -> list[Point]:
         """Returns the points that exist, in the order asked; absent ids are left out. Raises as `upsert` does."""
         calls = codec.get(name, ids, with_vector)
-        responses = self._each(self._stubs.points.Get, calls, codec.VECTOR_CALLS_IN_FLIGHT, timeout)
+        responses = self._calls.each(self._stubs.points.Get, calls, codec.VECTOR_CALLS_IN_FLIGHT, timeout)
         return [point for response in responses for point in answers.points(response.points)]
 
     def scroll(
@@ -240,7 +247,7 @@ class Client:
         page_token = ""
         while True:
             request = codec.scroll(name, page_size, page_token, with_vector)
-            response = self._call(self._stubs.points.Scroll, request, timeout)
+            response = self._calls.one(self._stubs.points.Scroll, request, timeout)
             yield from answers.points(response.points)
             page_token = response.next_page_token
             if not page_token:
@@ -249,7 +256,7 @@ class Client:
     def count(self, name: str, *, timeout: float | None = None) -> int:
         """Counts live points exactly. Raises `NotFound`, or `Unavailable` where a shard is down."""
         request = point_service_pb2.CountRequest(collection=codec.collection_name(name))
-        return self._call(self._stubs.points.Count, request, timeout).points
+        return self._calls.one(self._stubs.points.Count, request, timeout).points
 
     # ------------------------------------------------------------------------------------------------------ search
 
@@ -310,12 +317,12 @@ class Client:
             min_coverage=min_coverage,
             consistency_token=consistency_token,
         )
-        return self._sharing.search(plan, self._seconds(timeout))
+        return self._sharing.search(plan, self._calls.seconds(timeout))
 
     def cluster(self, *, timeout: float | None = None) -> ClusterInfo:
         """Returns nodes, shards and replicas as the router knows them."""
         request = cluster_service_pb2.GetClusterRequest()
-        return answers.cluster_info(self._call(self._stubs.cluster.GetCluster, request, timeout))
+        return answers.cluster_info(self._calls.one(self._stubs.cluster.GetCluster, request, timeout))
 
     def create_backup(
         self,
@@ -343,7 +350,7 @@ class Client:
             DataLoss: a replica's file is damaged.
         """
         request = backups.create_request(destination, collections)
-        last = backups.followed(self._stubs.cluster.CreateBackup, request, timeout, on_progress, self._failure)
+        last = backups.followed(self._stubs.cluster.CreateBackup, request, timeout, on_progress, self._calls)
         return backups.backup_of(last.backup)
 
     def restore_backup(
@@ -372,76 +379,5 @@ class Client:
             Unavailable: the source, or a node, does not answer. Not retried.
         """
         request = backups.restore_request(source, backup, collections)
-        last = backups.followed(self._stubs.cluster.RestoreBackup, request, timeout, on_progress, self._failure)
+        last = backups.followed(self._stubs.cluster.RestoreBackup, request, timeout, on_progress, self._calls)
         return RestoredBackup(last.backup, tuple(last.collections))
-
-    # ------------------------------------------------------------------------------------------------------- calls
-
-    def _call(
-        self,
-        method: grpc.UnaryUnaryMultiCallable[RequestT, ResponseT],
-        request: RequestT,
-        timeout: float | None,
-        *,
-        repeatable: bool = True,
-    ) -> ResponseT:
-        attempts = Attempts(self._seconds(timeout), time.monotonic(), repeatable=repeatable)
-        return self._finish(method, codec.Call(request), attempts)
-
-    def _each(
-        self,
-        method: grpc.UnaryUnaryMultiCallable[RequestT, ResponseT],
-        calls: Iterable[codec.Call[RequestT]],
-        in_flight: int,
-        timeout: float | None,
-    ) -> Iterator[ResponseT]:
-        """Makes several calls, at most `in_flight` at once; answers come in the order of the calls."""
-        timeout_s = self._seconds(timeout)
-        waiting: deque[tuple[codec.Call[RequestT], Attempts, grpc.Future[ResponseT] | None]] = deque()
-        upcoming = iter(calls)
-        call, following = next(upcoming, None), next(upcoming, None)
-        alone = following is None
-        try:
-            while call is not None:
-                if len(waiting) == in_flight:
-                    yield self._finish(method, *waiting.popleft())
-                # A blocking call costs less than a future, which pays only where others fly beside it.
-                sent: grpc.Future[ResponseT] | None = None
-                if not alone:
-                    with contextlib.suppress(ValueError):  # the client was closed: `_finish` will say so
-                        sent = method.future(call.request, timeout=timeout_s)
-                waiting.append((call, Attempts(timeout_s, time.monotonic()), sent))
-                call, following = following, next(upcoming, None)
-            while waiting:
-                yield self._finish(method, *waiting.popleft())
-        finally:
-            for _, _, sent in waiting:
-                if sent is not None:
-                    sent.cancel()
-
-    def _finish(
-        self,
-        method: grpc.UnaryUnaryMultiCallable[RequestT, ResponseT],
-        call: codec.Call[RequestT],
-        attempts: Attempts,
-        sent: grpc.Future[ResponseT] | None = None,
-    ) -> ResponseT:
-        """Makes a call, of which the first attempt may have been `sent`, until it succeeds or there is no use in trying."""
-        while True:
-            try:
-                return sent.result() if sent else method(call.request, timeout=attempts.remaining_s(time.monotonic()))
-            except (grpc.RpcError, ValueError) as error:
-                failure = codec.located(self._failure(error), call.rows)
-                pause_s = attempts.pause_s(failure, time.monotonic())
-                if pause_s is None:
-                    raise failure from error
-            time.sleep(pause_s)
-            sent = None
-
-    def _failure(self, error: Exception) -> errors.VectorfleetError:
-        if isinstance(error, ValueError) and not self._closed:
-            raise error  # of our own making; of a closed channel, it is gRPC's
-        return self._endpoint.failure(error, closed=self._closed)
-
-    def _seconds(self, timeout: float | None) -> float:
-        return self._timeout_s if timeout is None else arguments.seconds(timeout)

@@ -8,6 +8,10 @@ table for each cluster, named by its address, so that what is meant for one clus
     ca = "ca.crt"           # relative to this file
     cert = "client.crt"
     key = "client.key"
+    api_key_file = "api.key"
+
+A credential comes whole from one of the three: from `api_key` or `token`; `VECTORFLEET_API_KEY`, `VECTORFLEET_API_KEY_FILE`,
+`VECTORFLEET_TOKEN` or `VECTORFLEET_TOKEN_FILE`; `api_key_file` or `token_file`. It is sent over TLS, or to this machine.
 """
 
 from __future__ import annotations
@@ -15,19 +19,22 @@ from __future__ import annotations
 import os
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
 import grpc
 
 from vectorfleet._arguments import refuse
+from vectorfleet._credentials import Secret
 from vectorfleet.loopback import is_loopback
 from vectorfleet.tls import TlsError, TlsFiles
 
 SYSTEM: Final = "system"
 """As `ca`: the authorities that gRPC trusts by default, for routers with a public certificate."""
 _FILES: Final = ("ca", "cert", "key")
+_TRANSPORT: Final = (*_FILES, "insecure")
+_CREDENTIALS: Final = ("api_key", "token")
 _YES: Final = frozenset({"1", "true", "yes", "on"})
 
 
@@ -43,6 +50,10 @@ class Security:
     """The key of that certificate (PEM)."""
     insecure: bool | None = None
     """True: speak in the clear to another machine. Whoever is between reads along."""
+    api_key: Secret | None = field(default=None, repr=False)
+    """An API key: the key itself, the path of its file, or a function that returns it before each call."""
+    token: Secret | None = field(default=None, repr=False)
+    """A JSON Web Token, likewise; a file is read again when it changes."""
 
     @property
     def tls(self) -> bool:
@@ -73,7 +84,9 @@ def resolve(address: str, given: Security | None = None, environment: Mapping[st
     """
     found = replace(given or Security())
     for more in (_of_environment(environment), _of_file(address, environment)):
-        missing = {one.name: getattr(more, one.name) for one in fields(Security) if getattr(found, one.name) is None}
+        missing = {name: getattr(more, name) for name in _TRANSPORT if getattr(found, name) is None}
+        if found.api_key is None and found.token is None:
+            missing |= {name: getattr(more, name) for name in _CREDENTIALS}
         found = replace(found, **missing)
     if (found.cert is None) != (found.key is None):
         refuse(
@@ -81,7 +94,13 @@ def resolve(address: str, given: Security | None = None, environment: Mapping[st
         )
     if found.cert is not None and found.ca is None:
         refuse("security", 'give ca as well: who signs the router\'s certificate, or "system"')
-    if not found.tls and not found.insecure and not is_loopback(address.rpartition(":")[0].rpartition("/")[2]):
+    here = is_loopback(address.rpartition(":")[0].rpartition("/")[2])
+    if not found.tls and not here and (found.api_key is not None or found.token is not None):
+        refuse(
+            "security",
+            f"{address} is not this machine, and without TLS whoever is between could take the credential and use it: give ca",
+        )
+    if not found.tls and not found.insecure and not here:
         refuse(
             "security",
             f"{address} is not this machine, and without TLS whoever is between reads along: give ca (and cert and key), or "
@@ -119,25 +138,41 @@ def _of_environment(environment: Mapping[str, str]) -> Security:
     def of(name: str) -> str | None:
         return environment.get(f"VECTORFLEET_{name.upper()}") or None
 
+    def secret(name: str) -> Secret | None:
+        path = of(f"{name}_file")
+        if path is not None and of(name) is not None:
+            refuse("security", f"VECTORFLEET_{name.upper()} and VECTORFLEET_{name.upper()}_FILE exclude each other")
+        return of(name) if path is None else Path(path)
+
     insecure = of("insecure")
-    return Security(of("ca"), of("cert"), of("key"), insecure=None if insecure is None else insecure.lower() in _YES)
+    return Security(
+        of("ca"),
+        of("cert"),
+        of("key"),
+        insecure=None if insecure is None else insecure.lower() in _YES,
+        api_key=secret("api_key"),
+        token=secret("token"),
+    )
 
 
 def _of_file(address: str, environment: Mapping[str, str]) -> Security:
     path = config_path(environment)
     table = _tables(path, bool(environment.get("VECTORFLEET_CONFIG"))).get(address, {})
-    kinds = {**dict.fromkeys(_FILES, str), "insecure": bool}
+    secrets = {name: f"{name}_file" for name in _CREDENTIALS}
+    kinds = {**dict.fromkeys((*_FILES, *secrets.values()), str), "insecure": bool}
     if not isinstance(table, dict) or any(type(value) is not kinds.get(name) for name, value in table.items()):
         refuse(
             "security",
-            f'{path}: ["{address}"] may hold ca, cert and key, each the name of a file, and insecure, a boolean',
+            f'{path}: ["{address}"] may hold ca, cert, key, api_key_file and token_file, each the name of a file, and '
+            "insecure, a boolean",
         )
     places = {
         name: value if value == SYSTEM else str(path.parent / Path(value).expanduser())
         for name, value in table.items()
         if name in _FILES
     }
-    return Security(**places, insecure=table.get("insecure"))
+    credentials = {name: path.parent / Path(table[key]).expanduser() for name, key in secrets.items() if key in table}
+    return Security(**places, insecure=table.get("insecure"), **credentials)
 
 
 def _tables(path: Path, wanted: bool) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import grpc
 
 from vectorfleet.v1.cluster_service_pb2_grpc import ClusterServiceStub
 from vectorfleet.v1.collection_service_pb2_grpc import CollectionServiceStub
+from vectorfleet.v1.key_service_pb2_grpc import KeyServiceStub
 from vectorfleet.v1.point_service_pb2_grpc import PointServiceStub
 from vectorfleet.v1.search_service_pb2_grpc import SearchServiceStub
 
@@ -19,3 +20,4 @@ class Stubs:
         self.points = PointServiceStub(channel)
         self.search = SearchServiceStub(channel)
         self.cluster = ClusterServiceStub(channel)
+        self.keys = KeyServiceStub(channel)

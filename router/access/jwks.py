@@ -57,11 +57,14 @@ class Jwks:
 
     async def run(self) -> None:
         """Keeps the keys new until it is cancelled."""
-        while True:
-            if self.keys is None or isinstance(self._source, Path) or self._since_try_s() >= REFRESH_S:
-                await self._refresh()
-            pause_s = FILE_POLL_S if isinstance(self._source, Path) else REFETCH_PAUSE_S
-            await asyncio.sleep(pause_s)
+        try:
+            while True:
+                if self.keys is None or isinstance(self._source, Path) or self._since_try_s() >= REFRESH_S:
+                    await self._refresh()
+                await asyncio.sleep(FILE_POLL_S if isinstance(self._source, Path) else REFETCH_PAUSE_S)
+        finally:
+            if self._fetching is not None:
+                self._fetching.cancel()
 
     async def refetch(self) -> None:
         """Looks for new keys, for a token whose key is unknown; returns when there is nothing to wait for any more."""

@@ -70,6 +70,9 @@ class Expander:
         return [_expanded(argument, environment) for argument in self.container(workload)["args"]], environment
 
 
+ADMIN_KEY = "0123456789abcdef" * 4
+
+
 class Pod:
     """One pod of a `PodCluster`: a process that can be started, probed and stopped again and again."""
 
@@ -95,6 +98,12 @@ class Pod:
             certificate, key = signer.issue(Subject(self.workload, uri), addresses)
             for name, content in (("ca.crt", signer.certificate_pem), ("tls.crt", certificate), ("tls.key", key)):
                 (folder / name).write_bytes(content)
+
+    def give_admin_key(self) -> None:
+        """The same for its volume `access`."""
+        folder = self._folder / "access"
+        if folder.is_dir():
+            (folder / "admin.key").write_text(ADMIN_KEY)
 
     def start(self) -> None:
         """Starts the container's process."""
@@ -204,6 +213,7 @@ class PodCluster:
         for pod in self.pods.values():
             # etcd also looks whether a member's certificate names the address that it comes from, here the plain loopback.
             pod.give_certificate(authority(), ["127.0.0.1", *(other.address for other in self.of(pod.workload))])
+            pod.give_admin_key()
 
     def __enter__(self) -> PodCluster:
         return self

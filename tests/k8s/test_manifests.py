@@ -42,7 +42,7 @@ from vectorfleet.cli import main as cli
 from vectorfleet.local.etcd_binary import etcd_binary
 
 OLDEST, NEWEST = "1.30", "1.37"
-SECRETS = {"backup-credentials", "etcd-client", "router-tls", "shard-tls", "etcd-tls"}
+SECRETS = {"backup-credentials", "etcd-client", "router-admin-key", "router-tls", "shard-tls", "etcd-tls"}
 """Made by the operator: docs/operations.md names them."""
 WITHOUT_A_NAMESPACE = {"Namespace", "PriorityClass"}
 
@@ -245,7 +245,10 @@ def test_servers_understand_their_arguments(overlay: str) -> None:
     for name in ("etcd", "etcd_prefix", "etcd_ca", "etcd_cert", "etcd_key"):
         assert getattr(router, name) == getattr(shard, name)
     assert (router.insecure, shard.insecure) == (overlay == "dev", overlay == "dev")
+    assert (router.auth == "required") == (overlay != "dev")
     if overlay != "dev":
+        (mount,) = (one for one in expand.container("router")["volumeMounts"] if one["name"] == "access")
+        assert Path(router.admin_key_file).parent == Path(mount["mountPath"])
         for workload, parsed in (("router", router), ("shard", shard)):
             (mount,) = (one for one in expand.container(workload)["volumeMounts"] if one["name"] == "tls")
             files = (parsed.tls_ca, parsed.tls_cert, parsed.tls_key)

@@ -12,7 +12,7 @@ import pytest
 import vectorfleet
 from tests.certificates import write
 from tests.cluster.waiting import until
-from tests.k8s.pods import Pod, PodCluster
+from tests.k8s.pods import ADMIN_KEY, Pod, PodCluster
 
 pytestmark = pytest.mark.cluster
 STARTUP_S = 60.0
@@ -42,7 +42,7 @@ def test_an_overlay_starts_serves_and_drains(overlay: str, members: int, tmp_pat
         vectors = np.eye(8, dtype=np.float32)
         security = vectorfleet.Security()  # the addresses are of this machine
         if overlay == "prod":
-            security = vectorfleet.Security(*write(tmp_path / "client", "client").paths)
+            security = vectorfleet.Security(*write(tmp_path / "client", "client").paths, api_key=ADMIN_KEY)
         with vectorfleet.Client(f"{router.address}:7700", timeout=30, security=security) as client:
             nodes = {node.id: node.address for node in client.cluster().nodes}
             assert nodes == {pod.name: f"{pod.address}:7701" for pod in shards}

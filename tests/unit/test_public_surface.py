@@ -13,13 +13,14 @@ import pytest
 
 import vectorfleet
 import vectorfleet.local
+from vectorfleet import _keys
 
 NAMES = {
-    "AlreadyExists", "AsyncClient", "BackedUpCollection", "Backup", "Client", "ClusterInfo", "Codebook", "Collection",
-    "Coverage", "DataLoss", "DeadlineExceeded", "DeleteResult", "FailedPrecondition", "Hit", "IndexOptions",
-    "IndexProgress", "InternalError", "InvalidRequest", "MissingShard", "NodeState", "NotFound", "PermissionDenied", "Point",
-    "ReplicaState", "ResourceExhausted", "RestoredBackup", "SearchResult", "Security", "ShardState", "TransferProgress",
-    "Unauthenticated", "Unavailable", "UpsertResult", "VectorfleetError", "__version__",
+    "AlreadyExists", "ApiKey", "AsyncClient", "BackedUpCollection", "Backup", "Client", "ClusterInfo", "Codebook",
+    "Collection", "Coverage", "DataLoss", "DeadlineExceeded", "DeleteResult", "FailedPrecondition", "Hit", "IndexOptions",
+    "IndexProgress", "InternalError", "InvalidRequest", "MissingShard", "NewApiKey", "NodeState", "NotFound",
+    "PermissionDenied", "Point", "ReplicaState", "ResourceExhausted", "RestoredBackup", "SearchResult", "Security",
+    "ShardState", "TransferProgress", "Unauthenticated", "Unavailable", "UpsertResult", "VectorfleetError", "__version__",
 }  # fmt: skip
 
 METHODS = {
@@ -44,6 +45,7 @@ METHODS = {
 }  # fmt: skip
 
 FIELDS = {
+    "ApiKey": "id scopes description create_time expire_time calls_per_second points_per_second points_per_day",
     "BackedUpCollection": "name seqnos",
     "Backup": "id destination create_time collections objects bytes new_objects new_bytes",
     "ClusterInfo": "epoch controller coordinator_connected nodes shards router_used_bytes router_limit_bytes",
@@ -62,7 +64,8 @@ FIELDS = {
         "node primary status message applied_seqno points indexed_points buffered_points tombstones segments codebook_version "
         "disk_bytes index_bytes memory_bytes",
     "RestoredBackup": "id collections",
-    "Security": "ca cert key insecure",
+    "NewApiKey": "key secret",
+    "Security": "ca cert key insecure api_key token",
     "ShardState": "collection shard hash_first hash_last term replicas",
     "TransferProgress": "shards_total shards_done bytes_total bytes_done bytes_reused",
     "UpsertResult": "upserted consistency_token",
@@ -87,6 +90,19 @@ def public(cls: type) -> set[str]:
     return {name for name in vars(cls) if not name.startswith("_")}
 
 
+def methods(cls: type) -> dict[str, str]:
+    return {name: signature(getattr(cls, name)) for name in public(cls) if not isinstance(vars(cls)[name], property)}
+
+
+KEY_METHODS = {
+    "create":
+        "(scopes, *, description='', expire_time=None, calls_per_second=0.0, points_per_second=0.0, points_per_day=0.0, "
+        "timeout=None)",
+    "list": "(*, timeout=None)",
+    "revoke": "(key_id, *, timeout=None)",
+}  # fmt: skip
+
+
 def test_names() -> None:
     assert set(vectorfleet.__all__) == NAMES
     assert list(vectorfleet.__all__) == sorted(vectorfleet.__all__)
@@ -95,8 +111,11 @@ def test_names() -> None:
 
 @pytest.mark.parametrize("cls", [vectorfleet.Client, vectorfleet.AsyncClient])
 def test_signatures(cls: type) -> None:
-    assert {name: signature(getattr(cls, name)) for name in public(cls)} == METHODS
-    assert signature(cls) == "(address='127.0.0.1:7700', *, timeout=30.0, security=None)"
+    assert methods(cls) == METHODS
+    keys = vars(cls)["keys"]
+    assert public(cls) - methods(cls).keys() == {"keys"}
+    assert methods(getattr(_keys, keys.fget.__annotations__["return"])) == KEY_METHODS
+    assert signature(cls) == "(address='127.0.0.1:7700', *, timeout=30.0, security=None, api_key=None, token=None)"
 
 
 @pytest.mark.parametrize("name", sorted(METHODS))

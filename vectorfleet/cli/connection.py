@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Final
 
 import click
@@ -21,6 +22,11 @@ _SECURITY: Final = {
     "key": "The key of that certificate (PEM).",
 }
 
+_CREDENTIALS: Final = {
+    "api-key": "Holds the API key. [env: VECTORFLEET_API_KEY_FILE; VECTORFLEET_API_KEY: the key]",
+    "token": "Holds a JSON Web Token. [env: VECTORFLEET_TOKEN_FILE; VECTORFLEET_TOKEN: the token]",
+}
+
 as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of text.")
 
 
@@ -28,8 +34,22 @@ def secured(command: Callable[..., None]) -> Callable[..., None]:
     """Adds what a client shows and trusts; the command gets it as `security`."""
 
     @functools.wraps(command)
-    def run(*args: Any, ca: str | None, cert: str | None, key: str | None, insecure: bool, **options: Any) -> None:
-        command(*args, security=Security(ca, cert, key, insecure=insecure or None), **options)
+    def run(
+        *args: Any,
+        ca: str | None,
+        cert: str | None,
+        key: str | None,
+        insecure: bool,
+        api_key_file: Path | None,
+        token_file: Path | None,
+        **options: Any,
+    ) -> None:
+        security = Security(ca, cert, key, insecure=insecure or None, api_key=api_key_file, token=token_file)
+        command(*args, security=security, **options)
+
+    # Files alone: every user of a machine can read command lines. The keys themselves may be in the environment.
+    for name, meaning in reversed(_CREDENTIALS.items()):
+        run = click.option(f"--{name}-file", metavar="FILE", type=click.Path(path_type=Path), help=meaning)(run)
 
     for name, meaning in reversed(_SECURITY.items()):
         run = click.option(

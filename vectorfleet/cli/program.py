@@ -16,6 +16,7 @@ from vectorfleet.cli.backups import backup, restore
 from vectorfleet.cli.certs import certs
 from vectorfleet.cli.collections import create, drop
 from vectorfleet.cli.debugging import debug, tune
+from vectorfleet.cli.keys import keys
 from vectorfleet.cli.loading import load
 from vectorfleet.cli.points import count, delete, get
 from vectorfleet.cli.rows import FileError
@@ -77,6 +78,7 @@ for _command in (
     count,
     backup,
     restore,
+    keys,
     sizing,
     certs,
     traces,

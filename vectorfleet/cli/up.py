@@ -47,7 +47,9 @@ _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     help="A directory or URL below which backups may lie, besides `backups` in the data; may be given several times.",
 )  # fmt: skip
 @click.option(
-    "--secure", is_flag=True, help="TLS on every hop, and a user in etcd; certificates are made below the data."
+    "--secure",
+    is_flag=True,
+    help="TLS on every hop, keys, an audit log, and a user in etcd; all is made below the data.",
 )
 @click.option("--insecure", is_flag=True, help="Let a router listen in the clear beyond this machine.")
 @as_json

@@ -63,7 +63,7 @@ class LocalCluster:
         port: of the first router, the next ones take the ports above; 0: free ones.
         shard_args: further arguments of each `python -m shard_server`.
         router_args: further arguments of each `python -m router`.
-        secure: TLS on every hop, with certificates in `tls/` beside the data, and a user in etcd; `security` is for clients.
+        secure: TLS on every hop, an admin key and a user in etcd (files in `tls/`), an audit log; `security` is for clients.
         log: is told, a line at a time, what happens.
     """
 

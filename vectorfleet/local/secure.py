@@ -1,4 +1,4 @@
-"""What makes a local cluster a secure one: an authority and certificates of its own, and a user in its etcd.
+"""What makes a local cluster a secure one: an authority and certificates of its own, an admin key, and a user in its etcd.
 
 All of it lies in one folder. The authority stays; what it signs is made anew at each start, for the hosts of that start. No
 secret is ever an argument of a process, where every user of the machine could read it: they are files for their owner alone.
@@ -22,6 +22,7 @@ from vectorfleet.local.failure import LocalClusterError
 
 DAYS: Final = 3650
 ETCD_USER: Final = "vectorfleet"
+ADMIN_KEY: Final = "admin.key"
 _TIMEOUT_S: Final = 5.0
 _DONE_BEFORE: Final = ("already exists", "already granted", "authentication is already enabled")
 """etcd's answers to a step that an earlier start had come to."""
@@ -42,7 +43,12 @@ class LocalSecurity:
     @property
     def client(self) -> Security:
         """What a client of this cluster needs."""
-        return Security(self._file("ca.crt"), self._file("client.crt"), self._file("client.key"))
+        return Security(
+            self._file("ca.crt"),
+            self._file("client.crt"),
+            self._file("client.key"),
+            api_key=self.folder / ADMIN_KEY,
+        )
 
     @property
     def client_config(self) -> Path:
@@ -51,7 +57,7 @@ class LocalSecurity:
 
     def write_client_config(self, addresses: Iterable[str]) -> None:
         """Says in a client's configuration file what it needs for these routers."""
-        files = 'ca = "ca.crt"\ncert = "client.crt"\nkey = "client.key"\n'
+        files = f'ca = "ca.crt"\ncert = "client.crt"\nkey = "client.key"\napi_key_file = "{ADMIN_KEY}"\n'
         self.client_config.write_text("\n".join(f'["{address}"]\n{files}' for address in addresses))
 
     def prepare(self, hosts: Sequence[str]) -> None:
@@ -71,7 +77,7 @@ class LocalSecurity:
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             make(self.folder, hosts, DAYS, TRUST_DOMAIN_DEFAULT)
-            for name in ("etcd-root.password", "etcd.password"):
+            for name in ("etcd-root.password", "etcd.password", ADMIN_KEY):
                 if not (self.folder / name).exists():
                     authority.write_new(self.folder / name, secrets.token_urlsafe(32).encode(), 0o600)
         except (OSError, ValueError) as error:
@@ -89,7 +95,8 @@ class LocalSecurity:
         ours = ["--tls-ca", ca, "--tls-cert", certificate, "--tls-key", key]
         etcd = ["--etcd-ca", ca, "--etcd-cert", certificate, "--etcd-key", key]
         user = ["--etcd-user", ETCD_USER, "--etcd-password-file", self._file("etcd.password")]
-        return [*ours, *etcd, *user, "--audit-log", str(self.audit_log)]
+        access = ["--admin-key-file", self._file(ADMIN_KEY)] if role == "router" else []
+        return [*ours, *etcd, *user, *access, "--audit-log", str(self.audit_log)]
 
     def etcd_connection(self, address: str, timeout_s: float) -> http.client.HTTPSConnection:
         """A connection to etcd's gateway that shows a certificate."""
