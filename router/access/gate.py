@@ -68,8 +68,11 @@ class _Call:
     details: dict[str, str] = field(default_factory=dict)
     _request_id: str = ""
 
-    def note(self, collection: str) -> None:
-        """Counts a message."""
+    def note(self, request: Any) -> None:
+        """Counts a message of the call."""
+        if not isinstance(request, Message):
+            return
+        collection = self.rule.collection(request)
         if collection in self.messages or len(self.messages) < STREAM_COLLECTIONS_MAX:
             self.messages[collection] = self.messages.get(collection, 0) + 1
 
@@ -211,12 +214,14 @@ class Gate(grpc.aio.ServerInterceptor):
     # ------------------------------------------------------------------ decisions
 
     def _entered(self, call: _Call, request: Any) -> Any:
+        call.note(request)
         self._authorise(call, request)
         self._rates.admit(call.principal, self._weight(call, request), time.monotonic())
         return request
 
     async def _messages(self, call: _Call, requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
         async for request in requests:
+            call.note(request)
             while True:
                 await self._identify(call)
                 self._authorise(call, request)
@@ -234,7 +239,6 @@ class Gate(grpc.aio.ServerInterceptor):
         if not isinstance(request, Message):
             return  # it did not parse: it can do nothing, and its parser's words are its answer
         collection = call.rule.collection(request)
-        call.note(collection)
         if not call.rule.allows(call.principal, collection):
             wanted = "admin:*" if call.rule.needs is Needs.CLUSTER else f"{call.rule.action}:{collection}"
             raise errors.PermissionDenied(
