@@ -47,6 +47,11 @@ def add_access_arguments(parser: argparse.ArgumentParser, environment: Mapping[s
     add("jwt-issuer", "what a token's iss must be; none: any", "NAME")
     add("jwt-leeway-s", "how far clocks may differ", "SECONDS", _number, LEEWAY_DEFAULT_S)
     add("jwt-scope-claim", "the claim that holds the scopes", "NAME", str, CLAIM_DEFAULT)
+    add(
+        "jwt-grants-file",
+        "scopes by subject, for tokens without any: TOML, SUBJECT = [SCOPE, …]; read again as well",
+        "FILE",
+    )
     add("limit-calls-per-s", "calls a second of one caller, on this router; 0: no limit", "N", _number, 0.0)
     add("limit-points-per-s", "points written and queries asked, a second", "N", _number, 0.0)
     add("limit-points-per-day", "the same, a day", "N", _number, 0.0)
@@ -71,6 +76,8 @@ def access_settings_of(arguments: argparse.Namespace, environment: Mapping[str, 
         raise ValueError(
             "--jwt-audience goes with --jwks-file or --jwks-url: a token for another service must not open this one"
         )
+    if arguments.jwt_grants_file and not jwks:
+        raise ValueError("--jwt-grants-file goes with --jwks-file or --jwks-url")
     if arguments.auth == "off" and given:
         raise ValueError("--auth off contradicts the admin key or the JWK set that is given: leave one of the two out")
     admin_key = None
@@ -84,6 +91,7 @@ def access_settings_of(arguments: argparse.Namespace, environment: Mapping[str, 
         admin_key=admin_key,
         jwks=jwks,
         jwt=rules if jwks else None,
+        jwt_grants=Path(arguments.jwt_grants_file) if arguments.jwt_grants_file else None,
         limits=Limits(arguments.limit_calls_per_s, arguments.limit_points_per_s, arguments.limit_points_per_day),
         audit_log=arguments.audit_log,
         audit_reads=arguments.audit_reads,

@@ -13,13 +13,14 @@ import hmac
 import math
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from router.access.admin_key import AdminKey
+from router.access.grants import Grants
 from router.access.jwks import Jwks
-from router.access.jwt_tokens import JwtRules, KeySet, UnknownKey, verify
+from router.access.jwt_tokens import NOTHING, JwtRules, KeySet, UnknownKey, verify
 from router.access.principal import Principal
 from router.access.scopes import Scopes
 from vectorfleet.cluster.coordinator import Coordinator
@@ -44,6 +45,8 @@ class _Known:
     """Of the admin key: holds while it is this one."""
     keys: KeySet | None = None
     """Of a token: holds while the set that verified it is the newest."""
+    granted: Mapping[str, Sequence[str]] | None = None
+    """Of a token: holds while these are the grants."""
 
 
 class Authenticator:
@@ -55,6 +58,7 @@ class Authenticator:
         admin_key: AdminKey | None,
         rules: JwtRules | None,
         jwks: Jwks | None,
+        grants: Grants | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         """Knows nobody yet.
@@ -64,6 +68,7 @@ class Authenticator:
             admin_key: None: there is none.
             rules: what a token must say; None: tokens are not accepted.
             jwks: the keys that verify tokens; None as well.
+            grants: scopes of tokens' subjects besides those in the tokens.
             clock: Unix time in seconds, as keys expire by it.
         """
         self._coordinator = coordinator
@@ -71,6 +76,7 @@ class Authenticator:
         self._rules = rules
         self._remembered: OrderedDict[str, _Known] = OrderedDict()
         self._jwks = jwks
+        self._grants = grants
         self._clock = clock
 
     async def run(self) -> None:
@@ -80,6 +86,8 @@ class Authenticator:
                 group.create_task(self._admin_key.run(), name="following the admin key")
             if self._jwks is not None:
                 group.create_task(self._jwks.run(), name="following the JWK set")
+            if self._grants is not None:
+                group.create_task(self._grants.run(), name="following the grants")
 
     async def authenticate(self, credential: str) -> Principal:
         """Returns the holder of a credential.
@@ -99,12 +107,18 @@ class Authenticator:
             self._remembered.popitem(last=False)
         return known.principal
 
+    @property
+    def _granted(self) -> Mapping[str, Sequence[str]]:
+        return NOTHING if self._grants is None else self._grants.by_subject
+
     def _holds(self, known: _Known) -> bool:
         if known.record is not None and self._coordinator.state.keys.get(known.record.id) is not known.record:
             return False
         if known.admin_digest and (self._admin_key is None or self._admin_key.digest != known.admin_digest):
             return False
-        if known.keys is not None and (self._jwks is None or self._jwks.keys is not known.keys):
+        if known.keys is not None and (
+            self._jwks is None or self._jwks.keys is not known.keys or self._granted is not known.granted
+        ):
             return False
         return self._clock() < known.expires_s
 
@@ -140,8 +154,8 @@ class Authenticator:
         for attempt in range(2):
             if jwks.keys is not None:
                 try:
-                    verified = verify(token, jwks.keys, rules)
-                    return _Known(verified.principal, verified.expires_s, keys=jwks.keys)
+                    verified = verify(token, jwks.keys, rules, self._granted)
+                    return _Known(verified.principal, verified.expires_s, keys=jwks.keys, granted=self._granted)
                 except UnknownKey:
                     pass
             if attempt == 0:

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Final
 
 import jwt
@@ -29,6 +30,7 @@ ALGORITHMS: Final[dict[tuple[str, str], tuple[str, ...]]] = {
     ("OKP", "Ed25519"): ("EdDSA",),
 }
 """By kind of key and curve; all asymmetric. A key of another kind is passed over."""
+NOTHING: Final[Mapping[str, Sequence[str]]] = MappingProxyType({})
 TOKEN_CHARS_MAX: Final = 8 * 1024
 """gRPC's own limit on all metadata of a call is about as much."""
 KEYS_MAX: Final = 100
@@ -109,8 +111,14 @@ def key_set(text: bytes) -> KeySet:
     return keys
 
 
-def verify(token: str, keys: KeySet, rules: JwtRules) -> Verified:
+def verify(token: str, keys: KeySet, rules: JwtRules, granted: Mapping[str, Sequence[str]] = NOTHING) -> Verified:
     """Verifies a token by PyJWT's clock, which is the machine's.
+
+    Args:
+        token: whatever a caller sent.
+        keys: that may have signed it.
+        rules: what it must say.
+        granted: subject → scopes that come to the token's own.
 
     Raises:
         UnknownKey: it is signed by a key that is not among `keys`.
@@ -129,7 +137,7 @@ def verify(token: str, keys: KeySet, rules: JwtRules) -> Verified:
             leeway=rules.leeway_s,
             options={"require": ["exp", "aud", "sub"], "enforce_minimum_key_length": True},
         )
-        return _verified(claims, rules)
+        return _verified(claims, rules, granted)
     except (UnknownKey, Unauthenticated):
         raise
     except Exception as error:  # whatever a stranger's bytes make a parser raise, the token is not accepted
@@ -154,17 +162,16 @@ def _key_for(token: str, keys: KeySet) -> VerifyingKey:
     return keys[kid]
 
 
-def _verified(claims: Mapping[str, Any], rules: JwtRules) -> Verified:
+def _verified(claims: Mapping[str, Any], rules: JwtRules, granted: Mapping[str, Sequence[str]]) -> Verified:
     subject, expires_s = claims["sub"], float(claims["exp"]) + rules.leeway_s
     if not isinstance(subject, str) or not 1 <= len(subject) <= _SUBJECT_CHARS_MAX:
         raise _invalid(f"the token's sub is not a text of 1 to {_SUBJECT_CHARS_MAX} characters")
     if not math.isfinite(expires_s):
         raise _invalid("the token's exp is no time")
-    granted = claims.get(rules.claim, "")
-    scopes = granted.split() if isinstance(granted, str) else granted if isinstance(granted, list) else []
-    return Verified(
-        Principal(f"jwt:{subject}", Scopes.of(scope for scope in scopes if isinstance(scope, str))), expires_s
-    )
+    own = claims.get(rules.claim, "")
+    listed = own.split() if isinstance(own, str) else own if isinstance(own, list) else []
+    scopes = [*(scope for scope in listed if isinstance(scope, str)), *granted.get(subject, ())]
+    return Verified(Principal(f"jwt:{subject}", Scopes.of(scopes)), expires_s)
 
 
 def _verifying_key(entry: Mapping[str, Any]) -> VerifyingKey | None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from router.access.admin_key import AdminKey
 from router.access.authenticator import Authenticator
 from router.access.gate import Gate
+from router.access.grants import Grants
 from router.access.jwks import Jwks
 from router.access.jwt_tokens import JwtRules
 from router.access.rates import Rates
@@ -26,6 +27,8 @@ class AccessSettings:
     jwks: Path | str = ""
     """A file or a URL; "": tokens are not accepted."""
     jwt: JwtRules | None = None
+    jwt_grants: Path | None = None
+    """A file of scopes by subject."""
     limits: Limits = NO_LIMITS
     """Of callers whose credential names none."""
     audit_log: str = ""
@@ -47,7 +50,8 @@ class Access:
         self._authenticator = None
         if settings.required:
             jwks = Jwks(settings.jwks) if settings.jwks else None
-            self._authenticator = Authenticator(coordinator, settings.admin_key, settings.jwt, jwks)
+            grants = Grants(settings.jwt_grants) if settings.jwt_grants is not None else None
+            self._authenticator = Authenticator(coordinator, settings.admin_key, settings.jwt, jwks, grants)
         self._audit = AuditLog(settings.audit_log) if settings.audit_log else None
         guarded = self._authenticator is not None or self._audit is not None or settings.limits != NO_LIMITS
         rates = Rates(settings.limits)

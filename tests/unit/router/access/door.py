@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -98,3 +99,10 @@ async def secured(
             yield door
         finally:
             await door.close()
+
+
+async def soon(condition: Callable[[], bool]) -> None:
+    """Waits for what a thread or a file decides."""
+    async with asyncio.timeout(20):
+        while not condition():  # noqa: ASYNC110 (no event of ours)
+            await asyncio.sleep(0.005)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from router.access.authenticator import Authenticator
 from router.access.jwks import Jwks
 from router.access.jwt_tokens import JwtRules
 from tests.signing import AUDIENCE, jwk_set, public_jwk, rsa_key, token
+from tests.unit.router.access.door import soon
 from vectorfleet.cluster.key_record import digest_of, new_key
 from vectorfleet.cluster.shard_map import ClusterState
 from vectorfleet.cluster.static import StaticCluster, StaticCoordinator
@@ -116,12 +117,12 @@ async def test_a_provider_that_hangs_holds_up_no_known_caller(
     monkeypatch.setattr(jwks_module, "REFETCH_PAUSE_S", 0.0)
     provider.going_on.clear()
     strangers = [asyncio.create_task(refusal(under, token(kid=f"s{number}"))) for number in range(5)]
-    await until(lambda: provider.asked == 2)
+    await soon(lambda: provider.asked == 2)
     assert await under.authenticate(token())
     assert all("not known" in str(why) for why in await asyncio.gather(*strangers))
     assert provider.asked == 2, "one fetch for all of them"
     provider.going_on.set()
-    await until(lambda: jwks._fetching is None)
+    await soon(lambda: jwks._fetching is None)
 
 
 @pytest.mark.parametrize(
@@ -176,7 +177,9 @@ def test_what_protects_nothing_is_no_admin_key(tmp_path: Path, text: str) -> Non
         assert not text.strip() or text not in str(caught.value).replace(named, "")
 
 
-async def test_an_admin_key_is_replaced_in_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_admin_key_is_replaced_in_its_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setattr(admin_key_module, "FILE_POLL_S", 0.01)
     path = tmp_path / "admin.key"
     path.write_text("a" * 40 + "\n")
@@ -187,11 +190,11 @@ async def test_an_admin_key_is_replaced_in_its_file(tmp_path: Path, monkeypatch:
     path.write_text("too short")
     (tmp_path / "next").write_text("b" * 40)
     (tmp_path / "next").rename(path)
-    await until(lambda: key.digest == digest_of("b" * 40))
+    await soon(lambda: key.digest == digest_of("b" * 40))
     assert await under.authenticate("b" * 40)
     assert isinstance(await refusal(under, "a" * 40), Unauthenticated)
     path.unlink()
-    await asyncio.sleep(0.05)
+    await soon(lambda: "No such file" in caplog.text)
     assert await under.authenticate("b" * 40), "a file that is gone locks nobody out"
     following.cancel()
 
@@ -216,9 +219,3 @@ async def test_no_more_is_remembered_than_allowed(monkeypatch: pytest.MonkeyPatc
     for number in range(20):
         await under.authenticate(token(sub=f"user-{number}"))
     assert len(under._remembered) == 5
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
-        while not condition():  # noqa: ASYNC110 (a thread or a file decides it)
-            await asyncio.sleep(0.005)
