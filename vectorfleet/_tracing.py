@@ -17,6 +17,7 @@ from contextvars import ContextVar
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
+from vectorfleet._credentials import Metadata
 from vectorfleet._version import __version__
 
 ChannelT = TypeVar("ChannelT")
@@ -147,19 +148,19 @@ class _Calls:
         self._name = name
         self._method = method
 
-    def __call__(self, request: Any, timeout: float | None = None) -> Any:
+    def __call__(self, request: Any, timeout: float | None = None, metadata: Metadata | None = None) -> Any:
         api = sys.modules.get(_API)
         if api is None:
-            return self._method(request, timeout=timeout)
+            return self._method(request, timeout=timeout, metadata=metadata)
         with _call(api, self._name) as span:
-            return self._method(request, timeout=timeout, metadata=span.metadata)
+            return self._method(request, timeout=timeout, metadata=_joined(metadata, span.metadata))
 
-    def future(self, request: Any, timeout: float | None = None) -> Any:
+    def future(self, request: Any, timeout: float | None = None, metadata: Metadata | None = None) -> Any:
         api = sys.modules.get(_API)
         if api is None:
-            return self._method.future(request, timeout=timeout)
+            return self._method.future(request, timeout=timeout, metadata=metadata)
         span = _call(api, self._name)
-        sent = self._method.future(request, timeout=timeout, metadata=span.metadata)
+        sent = self._method.future(request, timeout=timeout, metadata=_joined(metadata, span.metadata))
         sent.add_done_callback(lambda done: span.end(None if done.cancelled() else done.exception()))
         return sent
 
@@ -169,13 +170,19 @@ class _AsyncCalls(_Calls):
 
     __slots__ = ()
 
-    def __call__(self, request: Any, timeout: float | None = None) -> Any:
+    def __call__(self, request: Any, timeout: float | None = None, metadata: Metadata | None = None) -> Any:
         api = sys.modules.get(_API)
-        return self._method(request, timeout=timeout) if api is None else self._traced(api, request, timeout)
+        if api is None:
+            return self._method(request, timeout=timeout, metadata=metadata)
+        return self._traced(api, request, timeout, metadata)
 
-    async def _traced(self, api: Any, request: Any, timeout_s: float | None) -> Any:
+    async def _traced(self, api: Any, request: Any, timeout_s: float | None, metadata: Metadata | None) -> Any:
         with _call(api, self._name) as span:
-            return await self._method(request, timeout=timeout_s, metadata=span.metadata)
+            return await self._method(request, timeout=timeout_s, metadata=_joined(metadata, span.metadata))
+
+
+def _joined(own: Metadata | None, context: Metadata | None) -> Metadata:
+    return (*(own or ()), *(context or ()))
 
 
 def _call(api: Any, name: str) -> CallSpan:
