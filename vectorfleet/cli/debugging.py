@@ -68,7 +68,9 @@ def tune(
     It holds until they end. Of several routers, only the one at --address is changed.
     """
     settings = pb.DiagnosticSettings(log_level=log_level, slow_query_ms=slow_query_ms, trace_ratio=trace_ratio)
-    response = client._call(client._stubs.cluster.SetDiagnostics, pb.SetDiagnosticsRequest(settings=settings), None)
+    response = client._calls.one(
+        client._stubs.cluster.SetDiagnostics, pb.SetDiagnosticsRequest(settings=settings), None
+    )
     if as_json:
         show_json(json_format.MessageToDict(response, preserving_proto_field_name=True))
         return
@@ -101,7 +103,7 @@ class Report:
         """Adds what one process tells; returns the nodes that a router knows. "" is the router."""
         request = pb.GetDiagnosticsRequest(node=node)
         try:
-            told = client._call(client._stubs.cluster.GetDiagnostics, request, None, repeatable=False)
+            told = client._calls.one(client._stubs.cluster.GetDiagnostics, request, None, repeatable=False)
         except VectorfleetError as error:
             self.missing[f"node {node}" if node else "router"] = str(error)
             return None
