@@ -7,13 +7,14 @@ are set when somebody scrapes (`RouterGauges.refresh`), from what the router kno
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from typing import Final
 
 from router.embedding import Embedder
 from router.nodes import NodePool
 from vectorfleet.cluster.coordinator import Coordinator
-from vectorfleet.cluster.shard_map import CollectionRecord
+from vectorfleet.cluster.shard_map import ClusterState, CollectionRecord
 from vectorfleet.metrics import COUNTS, STAGE_S, Calls, Counter, Metrics, Names
 from vectorfleet.telemetry.work import Work
 from vectorfleet.v1 import types_pb2
@@ -113,7 +114,7 @@ class RouterMetrics:
                 self._by_answer[name, one] = self._answers.labels(name, _coverage(one))
         return self._by_answer[key]
 
-    def retain(self, collections: set[str], nodes: set[str]) -> None:
+    def retain(self, collections: Collection[str], nodes: Collection[str]) -> None:
         """Forgets the series of collections and nodes that are gone."""
         for name in self._names.retain(collections):
             self._expected.remove(name)
@@ -124,6 +125,25 @@ class RouterMetrics:
         for key in [key for key in self._by_node if key[0] and key[0] not in nodes]:
             del self._by_node[key]
             self._missing.remove(*key)
+
+
+@dataclass(frozen=True, slots=True)
+class _Survey:
+    """What a shard map adds up to."""
+
+    state: ClusterState
+    nodes: frozenset[str]
+    """Registered, or holding shards."""
+    shards: Mapping[str, int]
+
+    @classmethod
+    def of(cls, state: ClusterState) -> _Survey:
+        shards = [shard for record in state.collections.values() for shard in record.shards]
+        away = sum(1 for shard in shards if shard.primary and shard.primary not in state.nodes)
+        unassigned = sum(1 for shard in shards if not shard.primary)
+        nodes = frozenset(node for shard in shards for node in shard.replicas) | frozenset(state.nodes)
+        counts = {"served": len(shards) - away - unassigned, "away": away, "unassigned": unassigned}
+        return cls(state, nodes, counts)
 
 
 class RouterGauges:
@@ -153,6 +173,7 @@ class RouterGauges:
         self._nodes = nodes
         self._embedder = embedder
         self._queries = queued
+        self._surveyed = _Survey.of(ClusterState())
         self._queued_queries = metrics.gauge("queued_queries", "Queries that wait to travel with others")
         self._queued_texts = metrics.gauge("queued_texts", "Texts that wait to be embedded")
         self._registered = metrics.gauge(
@@ -175,9 +196,10 @@ class RouterGauges:
     async def refresh(self) -> None:
         """Sets all of them to what holds now."""
         state = self._coordinator.state
-        shards = [shard for record in state.collections.values() for shard in record.shards]
-        named = {node for shard in shards for node in shard.replicas} | set(state.nodes)
-        self._counted.retain(set(state.collections), named)
+        if state is not self._surveyed.state:  # a walk over all shards, which calls would wait for
+            self._surveyed = _Survey.of(state)
+        named = self._surveyed.nodes
+        self._counted.retain(state.collections.keys(), named)
         for gauge in (self._registered, self._circuit, self._calls):
             gauge.clear()
         for node in named:
@@ -185,9 +207,7 @@ class RouterGauges:
             self._registered.labels(node).set(node in state.nodes)
             self._circuit.labels(node).set(way is not None and way.circuit.open)
             self._calls.labels(node).set(0 if way is None else len(way.under_way))
-        away = sum(1 for shard in shards if shard.primary and shard.primary not in state.nodes)
-        unassigned = sum(1 for shard in shards if not shard.primary)
-        for what, count in (("served", len(shards) - away - unassigned), ("away", away), ("unassigned", unassigned)):
+        for what, count in self._surveyed.shards.items():
             self._shards.labels(what).set(count)
         self._collections.set(len(state.collections))
         self._queued_queries.set(self._queries())

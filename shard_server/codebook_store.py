@@ -57,11 +57,11 @@ class CodebookStore:
         names = (path.name.removesuffix(SUFFIX) for path in self._collection(uid).glob(f"*{SUFFIX}"))
         return sorted(int(name) for name in names if name.isdecimal())
 
-    def newest_age_s(self, uid: str, now_s: float) -> float | None:
-        """Seconds since the newest version came to this node, at `now_s` of the wall clock; None: there is none."""
+    def newest_since_s(self, uid: str) -> float | None:
+        """When the newest version came to this node, by the wall clock; None: there is none."""
         versions = self.versions(uid)
         try:
-            return max(0.0, now_s - self._path(uid, versions[-1]).stat().st_mtime) if versions else None
+            return self._path(uid, versions[-1]).stat().st_mtime if versions else None
         except FileNotFoundError:  # the collection is being removed
             return None
 

@@ -11,7 +11,7 @@ import logging
 import time
 from collections import Counter as Tally
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -88,6 +88,7 @@ class ShardGauges:
         self._process = psutil.Process()
         self._measured: dict[HostedReplica, Measured] = {}
         self._measure_again_s = 0.0
+        self._codebooks_since_s: dict[str, float] = {}
 
         self._waiting = metrics.gauge("pool_waiting", "Calls that wait for a thread", "pool")
         self._running = metrics.gauge("pool_running", "Calls that a thread works on, or is about to", "pool")
@@ -131,10 +132,14 @@ class ShardGauges:
         start_s = time.monotonic()
         if start_s >= self._measure_again_s:
             await self._measure(held)
+            names = {one.uid: one.record.name for one in held}
+            self._codebooks_since_s = await self._control.run(self._look_for_codebooks, names)
             self._measure_again_s = time.monotonic() + (time.monotonic() - start_s) / SHARE_MAX
+        present = set(held)
+        self._measured = {one: found for one, found in self._measured.items() if one in present}
         self._show(held)
-        ages = await self._control.run(self._of_the_machine, {one.uid: one.record.name for one in held})
-        self._show_codebooks(ages)
+        self._show_codebooks({one.record.name for one in held})
+        await self._control.run(self._look_at_the_machine)
 
     async def _measure(self, held: Sequence[HostedReplica]) -> None:
         measured = {}
@@ -182,16 +187,19 @@ class ShardGauges:
             if name != OTHERS:
                 self._codebook.labels(name).set(version)
 
-    def _of_the_machine(self, names: Mapping[str, str]) -> dict[str, float]:
-        """Asks the file system; blocks. Returns the age of each collection's newest codebook, by name."""
+    def _look_for_codebooks(self, names: Mapping[str, str]) -> dict[str, float]:
+        """Since when the newest codebook of each collection (uid → name) is here, by name; blocks."""
+        found = {name: self._store.newest_since_s(uid) for uid, name in names.items()}
+        return {name: since_s for name, since_s in found.items() if since_s is not None}
+
+    def _look_at_the_machine(self) -> None:
+        """Asks the kernel; blocks."""
         self._mapped.set(self._process.memory_info().shared)
         self._free.set(disk.free_bytes(self._data))
         self._reserved.set(self._reserve)
-        ages = {name: self._store.newest_age_s(uid, time.time()) for uid, name in names.items()}
-        return {name: age for name, age in ages.items() if age is not None}
 
-    def _show_codebooks(self, ages: Mapping[str, float]) -> None:
+    def _show_codebooks(self, present: Collection[str]) -> None:
         self._codebook_age.clear()
-        oldest = sorted(ages, key=ages.__getitem__, reverse=True)
-        for name in oldest[:NAMES_MAX]:
-            self._codebook_age.labels(name).set(ages[name])
+        since_s = {name: since_s for name, since_s in self._codebooks_since_s.items() if name in present}
+        for name in sorted(since_s, key=since_s.__getitem__)[:NAMES_MAX]:  # the oldest
+            self._codebook_age.labels(name).set(max(0.0, time.time() - since_s[name]))

@@ -127,7 +127,10 @@ def _stop_on_signals() -> Iterator[None]:
 def _announce(cluster: LocalCluster, nodes: int, as_json: bool) -> None:
     address = cluster.address
     if as_json:
-        processes = {name: {"pid": one.pid, "address": one.address} for name, one in cluster.processes.items()}
+        processes = {
+            name: {"pid": one.pid, "address": one.address, "metrics": one.metrics_address}
+            for name, one in cluster.processes.items()
+        }
         told = {"address": address, "data": str(cluster.data), "processes": processes}
         config = cluster.client_config
         click.echo(json.dumps(told if config is None else {**told, "client_config": str(config)}))
