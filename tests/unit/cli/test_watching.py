@@ -23,7 +23,7 @@ def replica(seqno: int, message: str = "", *, primary: bool = True) -> ReplicaSt
 
 def look(at_s: float, *seqnos: int, message: str = "", live: bool = True, connected: bool = True) -> Look:
     shards = tuple(
-        ShardState("films", number, 0, 1, 1, (replica(seqno, message), replica(999, primary=False)))
+        ShardState("films", number, 0, 1, 1, (replica(seqno, message), replica(int(1e6 * at_s), primary=False)))
         for number, seqno in enumerate(seqnos)
     )
     node = NodeState("n", "h:1", live, 2, 1 << 20, 0, 1 << 30, "v")
