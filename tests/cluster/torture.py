@@ -147,7 +147,7 @@ def play(
                 client.wait_indexed(name, timeout=_RECOVERY_S)
             _read_all(workers["reader"], played)
         if archivist.backups:
-            _restore(archivist, routers[0], name, str(archive), played)
+            _restore(archivist, routers[-1], name, str(archive), played)  # the router that it reads from
     except (AssertionError, vectorfleet.VectorfleetError) as error:
         played.problems.append(str(error))
     played.problems += injector.crashed

@@ -55,7 +55,7 @@ class PointServiceStub:
     |------------------------------------|---------------------|-------------------------|--------------------------|
     | no points, or over 10,000          | INVALID_ARGUMENT    | INVALID_FIELD           | splits the call          |
     | a vector of another dimension      | INVALID_ARGUMENT    | WRONG_DIMENSION         | corrects it              |
-    | NaN or infinity                    | INVALID_ARGUMENT    | NOT_FINITE              | corrects it              |
+    | NaN, infinity, longer than 1e18    | INVALID_ARGUMENT    | NOT_FINITE              | corrects it              |
     | a zero vector under COSINE         | INVALID_ARGUMENT    | ZERO_VECTOR             | leaves it out            |
     | payload is not a JSON object       | INVALID_ARGUMENT    | INVALID_PAYLOAD         | corrects it              |
     | payload over 64 KiB                | INVALID_ARGUMENT    | PAYLOAD_TOO_LARGE       | stores it elsewhere      |
@@ -104,7 +104,7 @@ class PointServiceAsyncStub(PointServiceStub):
     |------------------------------------|---------------------|-------------------------|--------------------------|
     | no points, or over 10,000          | INVALID_ARGUMENT    | INVALID_FIELD           | splits the call          |
     | a vector of another dimension      | INVALID_ARGUMENT    | WRONG_DIMENSION         | corrects it              |
-    | NaN or infinity                    | INVALID_ARGUMENT    | NOT_FINITE              | corrects it              |
+    | NaN, infinity, longer than 1e18    | INVALID_ARGUMENT    | NOT_FINITE              | corrects it              |
     | a zero vector under COSINE         | INVALID_ARGUMENT    | ZERO_VECTOR             | leaves it out            |
     | payload is not a JSON object       | INVALID_ARGUMENT    | INVALID_PAYLOAD         | corrects it              |
     | payload over 64 KiB                | INVALID_ARGUMENT    | PAYLOAD_TOO_LARGE       | stores it elsewhere      |
@@ -156,7 +156,7 @@ class PointServiceServicer(metaclass=_abc_1.ABCMeta):
         |------------------------------------|---------------------|-------------------------|--------------------------|
         | no points, or over 10,000          | INVALID_ARGUMENT    | INVALID_FIELD           | splits the call          |
         | a vector of another dimension      | INVALID_ARGUMENT    | WRONG_DIMENSION         | corrects it              |
-        | NaN or infinity                    | INVALID_ARGUMENT    | NOT_FINITE              | corrects it              |
+        | NaN, infinity, longer than 1e18    | INVALID_ARGUMENT    | NOT_FINITE              | corrects it              |
         | a zero vector under COSINE         | INVALID_ARGUMENT    | ZERO_VECTOR             | leaves it out            |
         | payload is not a JSON object       | INVALID_ARGUMENT    | INVALID_PAYLOAD         | corrects it              |
         | payload over 64 KiB                | INVALID_ARGUMENT    | PAYLOAD_TOO_LARGE       | stores it elsewhere      |

@@ -35,7 +35,7 @@ class SearchServiceStub:
     | no queries, or over 1,024          | INVALID_ARGUMENT    | INVALID_FIELD           | splits the call          |
     | k is 0 or over 10,000              | INVALID_ARGUMENT    | INVALID_FIELD           | corrects it              |
     | a vector of another dimension      | INVALID_ARGUMENT    | WRONG_DIMENSION         | corrects it              |
-    | NaN or infinity                    | INVALID_ARGUMENT    | NOT_FINITE              | corrects it              |
+    | NaN, infinity, longer than 1e18    | INVALID_ARGUMENT    | NOT_FINITE              | corrects it              |
     | a zero vector under COSINE         | INVALID_ARGUMENT    | ZERO_VECTOR             | leaves it out            |
     | a malformed filter, or over a limit | INVALID_ARGUMENT | INVALID_FILTER       | corrects it              |
     | text, but no embedding model       | FAILED_PRECONDITION | NO_EMBEDDING_MODEL      | sends a vector           |
@@ -69,7 +69,7 @@ class SearchServiceAsyncStub(SearchServiceStub):
     | no queries, or over 1,024          | INVALID_ARGUMENT    | INVALID_FIELD           | splits the call          |
     | k is 0 or over 10,000              | INVALID_ARGUMENT    | INVALID_FIELD           | corrects it              |
     | a vector of another dimension      | INVALID_ARGUMENT    | WRONG_DIMENSION         | corrects it              |
-    | NaN or infinity                    | INVALID_ARGUMENT    | NOT_FINITE              | corrects it              |
+    | NaN, infinity, longer than 1e18    | INVALID_ARGUMENT    | NOT_FINITE              | corrects it              |
     | a zero vector under COSINE         | INVALID_ARGUMENT    | ZERO_VECTOR             | leaves it out            |
     | a malformed filter, or over a limit | INVALID_ARGUMENT | INVALID_FILTER       | corrects it              |
     | text, but no embedding model       | FAILED_PRECONDITION | NO_EMBEDDING_MODEL      | sends a vector           |
@@ -99,7 +99,7 @@ class SearchServiceServicer(metaclass=_abc_1.ABCMeta):
     | no queries, or over 1,024          | INVALID_ARGUMENT    | INVALID_FIELD           | splits the call          |
     | k is 0 or over 10,000              | INVALID_ARGUMENT    | INVALID_FIELD           | corrects it              |
     | a vector of another dimension      | INVALID_ARGUMENT    | WRONG_DIMENSION         | corrects it              |
-    | NaN or infinity                    | INVALID_ARGUMENT    | NOT_FINITE              | corrects it              |
+    | NaN, infinity, longer than 1e18    | INVALID_ARGUMENT    | NOT_FINITE              | corrects it              |
     | a zero vector under COSINE         | INVALID_ARGUMENT    | ZERO_VECTOR             | leaves it out            |
     | a malformed filter, or over a limit | INVALID_ARGUMENT | INVALID_FILTER       | corrects it              |
     | text, but no embedding model       | FAILED_PRECONDITION | NO_EMBEDDING_MODEL      | sends a vector           |
