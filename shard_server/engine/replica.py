@@ -301,10 +301,6 @@ class Replica:
         entries = self._state.manifest.segments
         return frozenset(entry.codebook_version for entry in entries if entry.HasField("index"))
 
-    def maintain(self, now_s: float) -> bool:
-        """Does at most one unit of background work, for who has but one thread for it: `seal`, else `improve`."""
-        return self.seal(now_s) or self.improve(now_s)
-
     def seal(self, now_s: float) -> bool:
         """Seals the buffer if that is due: bounded work that writers may wait for. Call from one thread at a time.
 

@@ -18,6 +18,7 @@ from shard_server.engine import buffer, index, memory, store
 from shard_server.engine.replica import Replica
 from shard_server.engine.state import ReplicaIdentity
 from shard_server.engine.upkeep import EngineSettings
+from tests.unit.engine.conftest import maintain
 from vectorfleet import limits, sizing
 from vectorfleet.internal.v1 import storage_pb2
 from vectorfleet.sizing import Demand, Machine, Plan, SizingError, plan
@@ -76,7 +77,7 @@ def test_the_bytes_are_those_of_a_real_replica(tmp_path: Path, dim: int, metric:
     upsert = storage_pb2.UpsertBatch(ids=ids, vectors=vectors.tobytes(), payloads=[payload] * rows)
     replica.commit([storage_pb2.Mutation(upsert=upsert)], 1)
     replica.use_codebook(index.Codebook.load(content, 1))
-    while replica.maintain(now_s=1e9):
+    while maintain(replica, 1e9):
         pass
     stats = replica.stats()
     files = {path.name: path.stat().st_size for path in (tmp_path / "segments").rglob("*") if path.is_file()}

@@ -25,7 +25,7 @@ from shard_server.engine import upkeep
 from shard_server.engine.index import Codebook, train_codebook
 from shard_server.engine.replica import Replica
 from shard_server.engine.upkeep import EngineSettings
-from tests.unit.engine.conftest import delete, identity, upsert
+from tests.unit.engine.conftest import delete, identity, maintain, upsert
 from vectorfleet.errors import VectorfleetError
 from vectorfleet.internal.v1 import storage_pb2
 from vectorfleet.v1 import types_pb2
@@ -106,7 +106,7 @@ class Life:
         assert self.replica is not None
         self.now_s += 1.0
         with self.clear_errors():
-            self.replica.maintain(self.now_s)
+            maintain(self.replica, self.now_s)
 
     def check(self) -> None:
         """What is found is what was acknowledged, or else what may have happened; and the search sees the same."""

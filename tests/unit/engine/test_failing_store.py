@@ -11,7 +11,7 @@ import pytest
 
 from shard_server.engine import upkeep
 from shard_server.engine.store import Batch, Store
-from tests.unit.engine.conftest import SMALL, OpenReplica, delete, settle, upsert
+from tests.unit.engine.conftest import SMALL, OpenReplica, delete, maintain, settle, upsert
 from tests.unit.engine.test_replica import files_of, flip, vectors
 from vectorfleet.errors import DataLoss, InternalError, ResourceExhausted
 
@@ -52,7 +52,7 @@ def test_a_store_that_failed_is_opened_again_beside_a_search_that_holds_the_old_
 
     held = replica._state.view  # as a search under way does
     assert replica.search(np.ones((1, 8), np.float32), 1).ids == ["late"]
-    healing = threading.Thread(target=lambda: replica.maintain(5000.0))
+    healing = threading.Thread(target=lambda: maintain(replica, 5000.0))
     healing.start()
     healing.join(0.2)
     assert healing.is_alive(), "the old store is in use"
@@ -95,7 +95,7 @@ def test_an_error_in_the_middle_of_applying_is_healed_from_the_log(
     assert replica.stats().points == 100, "searches see the last view"
     with pytest.raises(InternalError, match="ZeroDivisionError"):
         replica.commit([delete("00002")], term=1)
-    assert replica.maintain(0.0)
+    assert maintain(replica, 0.0)
     assert replica.commit([delete("00002")], term=1)[0].affected == 1
     assert sorted(point.id for point in replica.fetch(["00001", "00002", "new"], with_vector=False)) == ["new"]
 
@@ -121,20 +121,20 @@ def test_damaged_vectors_are_found_by_background_work_and_merged_by_none(
     replica = open_replica()
     for first in range(4):
         replica.commit([upsert(vectors(70, seed=first))], term=1)
-        replica.maintain(0.0)
+        maintain(replica, 0.0)
     assert replica.stats().segments >= 2
     replica.close()
     victim = files_of(tmp_path, "vectors")[-1]
     flip(victim)
     again = open_replica(settings=replace(SMALL, verify_bytes_per_s=1))
-    assert again.maintain(0.0), "it verifies a little"
+    assert maintain(again, 0.0), "it verifies a little"
     for now_s in range(1, 10):
-        assert not again.maintain(float(now_s)), "it waits: nothing is merged before all is verified"
+        assert not maintain(again, float(now_s)), "it waits: nothing is merged before all is verified"
     assert not again.settled
     again.commit([upsert(vectors(70, seed=9))], term=1)
     with pytest.raises(DataLoss, match=f"{victim.parent.name}/vectors does not match its checksum"):
         settle(again, 1e6)
-    assert not again.maintain(9e9), "it leaves what is damaged alone"
+    assert not maintain(again, 9e9), "it leaves what is damaged alone"
     with pytest.raises(DataLoss, match="does not match its checksum"):
         again.commit([delete("00001")], term=1)
     assert victim.exists()

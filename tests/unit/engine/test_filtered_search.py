@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from shard_server.engine import probing, search, segment
 from shard_server.engine.replica import EngineSettings, Replica
-from tests.unit.engine.conftest import OpenReplica, codebook_for, settle, upsert
+from tests.unit.engine.conftest import OpenReplica, codebook_for, maintain, settle, upsert
 from vectorfleet.errors import DataLoss
 from vectorfleet.v1 import types_pb2
 
@@ -43,7 +43,7 @@ def replica(open_replica: OpenReplica) -> Replica:
         one.commit([upsert({str(row): every[row] for row in range(first, first + POINTS // 2)}, payloads)], term=1)
         if first == 0:
             one.use_codebook(codebook_for(one, nlist=32, m=4))
-        one.maintain(float(first))
+        maintain(one, float(first))
     assert one.stats().segments == 2
     assert one.stats().indexed_points == POINTS
     return one

@@ -18,7 +18,7 @@ from shard_server.engine import search
 from shard_server.engine.index import Codebook, train_codebook
 from shard_server.engine.replica import Replica
 from shard_server.engine.upkeep import EngineSettings
-from tests.unit.engine.conftest import delete, identity, settle, upsert
+from tests.unit.engine.conftest import delete, identity, maintain, settle, upsert
 from tests.unit.engine.filters import passes
 from vectorfleet.v1 import types_pb2
 
@@ -84,7 +84,7 @@ class Model(RuleBasedStateMachine):
     def maintain(self, seconds: float, units: int) -> None:
         for _ in range(units):
             self.now_s += seconds
-            self.replica.maintain(self.now_s)
+            maintain(self.replica, self.now_s)
 
     @rule()
     def come_to_rest(self) -> None:

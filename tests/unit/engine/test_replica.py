@@ -13,7 +13,7 @@ import pytest
 from shard_server.engine import index
 from shard_server.engine.state import ReplicaState
 from shard_server.engine.upkeep import EngineSettings
-from tests.unit.engine.conftest import SMALL, OpenReplica, codebook_for, delete, identity, settle, upsert
+from tests.unit.engine.conftest import SMALL, OpenReplica, codebook_for, delete, identity, maintain, settle, upsert
 from vectorfleet.errors import DataLoss, Unavailable
 from vectorfleet.v1 import types_pb2
 
@@ -56,7 +56,7 @@ def test_a_reader_keeps_its_snapshot_while_segments_are_replaced(open_replica: O
     points = vectors(300)
     for first in range(0, 300, 50):
         replica.commit([upsert(dict(list(points.items())[first : first + 50]))], term=1)
-        replica.maintain(first)
+        maintain(replica, first)
     view = replica._state.view
     names = [point_id.encode() for point_id in points]
     settle(replica)
@@ -116,7 +116,7 @@ def test_every_acknowledged_point_is_found_while_all_goes_on(open_replica: OpenR
     trained = False
     while not done.is_set():
         now_s += 1.0
-        replica.maintain(now_s)
+        maintain(replica, now_s)
         if not trained and replica.stats().points > 3000:
             replica.use_codebook(codebook_for(replica))
             trained = True
@@ -293,7 +293,7 @@ def test_writers_wait_for_a_sealing_that_is_behind(open_replica: OpenReplica) ->
     late.join(0.2)
     assert late.is_alive()
     while late.is_alive():
-        replica.maintain(0.0)
+        maintain(replica, 0.0)
         late.join(0.01)
     assert replica.stats().points == 81
 
@@ -324,7 +324,7 @@ def test_encoded_segments_are_joined_without_their_dead_rows_coming_back(
     replica.use_codebook(codebook)
     for first in range(0, 4800, 1200):
         replica.commit([upsert(dict(items[first : first + 1200]))], term=1)
-        assert replica.maintain(first)
+        assert maintain(replica, first)
     dead = [name for name, _ in items[::50]]
     replica.commit([delete(*dead)], term=1)
     assert replica.stats().segments == 4

@@ -10,7 +10,7 @@ import pytest
 from shard_server.engine import index
 from shard_server.engine.upkeep import EngineSettings
 from tests import oracle
-from tests.unit.engine.conftest import OpenReplica, codebook_for, settle, upsert
+from tests.unit.engine.conftest import OpenReplica, codebook_for, maintain, settle, upsert
 from vectorfleet.v1 import types_pb2
 
 METRICS = [types_pb2.METRIC_L2, types_pb2.METRIC_DOT, types_pb2.METRIC_COSINE]
@@ -70,8 +70,8 @@ def test_exact_is_the_true_answer_where_float32_cannot_tell(
     for first in range(0, len(points), 500):  # two segments and a buffer
         replica.commit([upsert(dict(list(points.items())[first : first + 500]))], term=1)
         if first < 1000:
-            replica.maintain(1000.0 + first)
-            replica.maintain(1010.0 + first)
+            maintain(replica, 1000.0 + first)
+            maintain(replica, 1010.0 + first)
     assert (replica.stats().segments, replica.stats().buffered_points) in {(1, 500), (2, 500)}
     hits = replica.search(queries, 10, exact=True)
     found = [hits.ids[first : first + 10] for first in range(0, len(hits.ids), 10)]

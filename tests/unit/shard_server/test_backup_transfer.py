@@ -12,6 +12,7 @@ from shard_server.backup.transfer import Transfer, download_shard, upload_shard
 from shard_server.engine import snapshot
 from shard_server.engine.replica import Replica
 from shard_server.engine.state import ReplicaIdentity
+from tests.unit.engine.conftest import maintain
 from vectorfleet.errors import DataLoss, VectorfleetError
 from vectorfleet.internal.v1 import backup_pb2, storage_pb2
 
@@ -33,12 +34,12 @@ def backed_up(tmp_path: Path) -> tuple[DirectoryStore, backup_pb2.ShardBackup]:
     """A replica with a sealed segment and a buffer, backed up; it is written to and merged before its files are copied."""
     replica = Replica.open(tmp_path / "replica", identity("old"))
     replica.commit([upsert(range(50))], 1)
-    replica.maintain(0.0)
-    assert replica.maintain(1e6), "sealed"
+    maintain(replica, 0.0)
+    assert maintain(replica, 1e6), "sealed"
     replica.commit([upsert(range(40, 60))], 1)
     taken = replica.snapshot(0)
     replica.commit([upsert(range(100))], 1)
-    while replica.maintain(1e9):
+    while maintain(replica, 1e9):
         pass
     store = DirectoryStore(tmp_path / "place")
     shard = upload_shard(store, taken, Transfer())
@@ -91,8 +92,8 @@ def test_every_damaged_or_missing_object_is_named(
 def test_a_damaged_replica_is_not_backed_up_as_if_it_were_whole(tmp_path: Path) -> None:
     replica = Replica.open(tmp_path / "replica", identity("old"))
     replica.commit([upsert(range(50))], 1)
-    replica.maintain(0.0)
-    assert replica.maintain(1e6), "sealed"
+    maintain(replica, 0.0)
+    assert maintain(replica, 1e6), "sealed"
     taken = replica.snapshot(0)
     (victim,) = (taken.directory / "segments").glob("*/vectors")
     content = bytearray(victim.read_bytes())

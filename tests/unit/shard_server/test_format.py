@@ -18,6 +18,7 @@ from shard_server.engine import files, recovery
 from shard_server.engine.index import Codebook
 from shard_server.engine.replica import Replica
 from tests.fixtures import make_data_folder as release_1
+from tests.unit.engine.conftest import maintain
 from vectorfleet.errors import DataLoss
 
 
@@ -73,7 +74,7 @@ def test_the_folder_of_release_1_is_read_and_written_on(folder: Path) -> None:
 
     replica.commit([release_1.upsert(range(3000, 3010))], term=5)
     for step in range(1, 20):
-        replica.maintain(1000.0 * step)
+        maintain(replica, 1000.0 * step)
     assert replica.settled
     replica.close()
     again, _ = opened(folder)
@@ -128,8 +129,8 @@ def test_segments_of_an_unknown_version_are_refused_and_stay_as_they_are(
     folder = tmp_path / "replica"
     replica = Replica.open(folder, release_1.IDENTITY, release_1.SETTINGS)
     replica.commit([release_1.upsert(range(10))], term=1)
-    replica.maintain(0.0)
-    replica.maintain(100.0)
+    maintain(replica, 0.0)
+    maintain(replica, 100.0)
     assert replica.stats().segments == 1
     replica.close()
     monkeypatch.undo()
