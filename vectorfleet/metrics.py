@@ -67,8 +67,8 @@ class Histogram(Protocol):
     def labels(self, *values: str) -> Self:
         """The series of these values."""
 
-    def observe(self, amount: float) -> None:
-        """Adds one. Safe from any thread."""
+    def observe(self, amount: float, exemplar: Mapping[str, str] | None = None) -> None:
+        """Adds one, and what it is an example of. Safe from any thread."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +162,7 @@ class _Forgetful:
 
     def set(self, value: float) -> None: ...
 
-    def observe(self, amount: float) -> None: ...
+    def observe(self, amount: float, exemplar: Mapping[str, str] | None = None) -> None: ...
 
 
 class Names:
@@ -208,10 +208,11 @@ class Calls:
         method = work.name.rpartition("/")[2]
         if method == SEARCH_OF_A_STREAM:
             method = "Search"
-        self._count(method, work.took_ns / 1e9, work.error)
+        exemplar = None if work.span is None else {"trace_id": work.span.trace_id}
+        self._count(method, work.took_ns / 1e9, work.error, exemplar)
         return method
 
-    def _count(self, method: str, seconds: float, reason: str) -> None:
+    def _count(self, method: str, seconds: float, reason: str, exemplar: Mapping[str, str] | None) -> None:
         ends = self._ends.get((method, reason))
         if ends is None:
             ends = self._ends[method, reason] = self._counters(method, reason)
@@ -220,7 +221,7 @@ class Calls:
         timer = self._timers.get(method)
         if timer is None:
             timer = self._timers[method] = self._seconds.labels(method)
-        timer.observe(seconds)
+        timer.observe(seconds, exemplar)
 
     def _counters(self, method: str, reason: str) -> tuple[Counter, ...]:
         if not reason:

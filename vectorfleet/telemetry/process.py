@@ -80,12 +80,12 @@ class Telemetry:
             error: a reason of docs/errors.md; "": it was answered.
         """
         work.end(error)
-        if self._ended is not None:
-            self._ended(work)
         if work.took_ns >= self.slow.threshold_ns and _is_query(work) and self.slow.admits():
             if self._tracing is not None and work.span is None:
                 self._tracing.tell(work, None)
             self.slow.tell(work)
+        if self._ended is not None:  # last, so that it sees a slow query's trace, too
+            self._ended(work)
 
     @contextmanager
     def served(self, work: Work) -> Iterator[None]:

@@ -11,6 +11,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
+from vectorfleet.metrics import Calls, Metrics
 from vectorfleet.telemetry.options import add_telemetry_arguments
 from vectorfleet.telemetry.process import Telemetry
 from vectorfleet.telemetry.slow import LINES_BURST, SlowQueries
@@ -228,3 +229,21 @@ def test_options_that_make_no_sense_are_refused(
     with pytest.raises(SystemExit):
         parser.parse_args(arguments)
     assert complaint in capsys.readouterr().err
+
+
+def test_a_slow_query_is_an_example_of_its_latency() -> None:
+    metrics = Metrics("router", enabled=True)
+    telemetry, _ = traced(0.0, slow_ms=1e-9)
+    calls = Calls(metrics)
+
+    def count(work: Work) -> None:
+        calls.ended(work)
+
+    telemetry.observe(count)
+    work = telemetry.begin(METHOD, None)
+    work.facts["collection"] = "films"
+    telemetry.end(work)
+    assert work.span is not None
+    text, _ = metrics.text("application/openmetrics-text; version=1.0.0")
+    assert f'# {{trace_id="{work.span.trace_id}"}}' in text.decode()
+    assert "trace_id" not in metrics.text()[0].decode(), "the older format has none"
