@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import http.client
 import logging
 import time
 import urllib.parse
@@ -86,7 +87,7 @@ class Jwks:
         try:
             reading = _fetch if isinstance(self._source, str) else _read
             self._take(await asyncio.to_thread(reading, self._source))  # type: ignore[arg-type]
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, http.client.HTTPException) as error:
             _log.warning("the JWK set cannot be read from %s, the last keys go on: %s", _shown(self._source), error)
         finally:
             self._fetching = None

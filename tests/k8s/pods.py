@@ -17,6 +17,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -241,9 +242,9 @@ def _expanded(text: str, environment: Mapping[str, str]) -> str:
 
 
 def whole(quantity: Any) -> int:
-    """A quantity of cores as the downward API gives it: rounded up."""
-    text = str(quantity)
-    return math.ceil(int(text.removesuffix("m")) / 1000) if text.endswith("m") else int(text)
+    """A quantity of cores or of bytes as the downward API gives it: rounded up."""
+    number, unit = re.fullmatch(r"(\d+)(\D*)", str(quantity)).groups()  # type: ignore[union-attr]
+    return math.ceil(int(number) * {"": 1, "m": Fraction(1, 1000), "Mi": 2**20, "Gi": 2**30}[unit])
 
 
 def _free_addresses(count: int, ports: Sequence[int]) -> list[str]:

@@ -47,6 +47,9 @@ class _Page(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.server.asked += 1
         self.server.going_on.wait(60)
+        if not self.server.status:
+            self.wfile.write(self.server.body)  # no HTTP at all
+            return
         self.send_response(self.server.status)
         if self.server.status == 302:
             self.send_header("Location", self.server.url)
@@ -126,7 +129,17 @@ async def test_a_provider_that_hangs_holds_up_no_known_caller(
 
 
 @pytest.mark.parametrize(
-    ("status", "body"), [(500, OLD), (404, OLD), (302, OLD), (200, b""), (200, b"{}"), (200, b" " * 2**20 + OLD)]
+    ("status", "body"),
+    [
+        (0, b"garbage\r\n"),
+        (0, b""),
+        (500, OLD),
+        (404, OLD),
+        (302, OLD),
+        (200, b""),
+        (200, b"{}"),
+        (200, b" " * 2**20 + OLD),
+    ],
 )
 async def test_where_a_fetch_fails_the_last_keys_go_on(
     provider: Provider, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, status: int, body: bytes
@@ -134,6 +147,7 @@ async def test_where_a_fetch_fails_the_last_keys_go_on(
     never = verifying(Jwks(provider.url))
     provider.status, provider.body = status, body
     assert isinstance(await refusal(never, token()), Unavailable)
+    assert "cannot be read" in caplog.text
     assert "secret=s" not in caplog.text
     provider.status, provider.body = 200, OLD
     monkeypatch.setattr(jwks_module, "REFETCH_PAUSE_S", 0.0)
