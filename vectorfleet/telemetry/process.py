@@ -99,11 +99,6 @@ class Telemetry:
         finally:
             self.end(work)
 
-    @property
-    def traces(self) -> bool:
-        """Whether an exporter is there."""
-        return self._tracing is not None
-
     def close(self) -> None:
         """Sends the last spans; takes a bounded time."""
         if self._tracing is not None:

@@ -130,6 +130,7 @@ class Tracing:
 
     def begin(self, work: Work, parent: TraceContext | None) -> None:
         """Begins the span of a call that came in."""
+        self._follow_clock()
         work.span = self._span(work, None if parent is None else self._remote(parent), self._api.SpanKind.SERVER)
 
     def tell(self, work: Work, parent: TraceContext | None) -> None:
@@ -202,7 +203,7 @@ class Tracing:
         """A moment of the monotonic clock as the wall clock has it: one offset for all, so that spans nest as the works did."""
         return monotonic_ns + self._offset_ns
 
-    def follow_clock(self) -> None:
+    def _follow_clock(self) -> None:
         """Takes a step of the wall clock over; between steps the offset stays, since reading it is not exact."""
         offset_ns = _epoch_offset_ns()
         if abs(offset_ns - self._offset_ns) > _STEP_NS:

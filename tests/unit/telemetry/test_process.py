@@ -12,6 +12,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from vectorfleet.metrics import Calls, Metrics
+from vectorfleet.telemetry import tracing
 from vectorfleet.telemetry.options import add_telemetry_arguments
 from vectorfleet.telemetry.process import Telemetry
 from vectorfleet.telemetry.slow import LINES_BURST, SlowQueries
@@ -28,8 +29,8 @@ def parent(sampled: bool) -> list[tuple[str, str | bytes]]:
 
 def traced(ratio: float = 1.0, slow_ms: float = 0, **sampling: bool) -> tuple[Telemetry, InMemorySpanExporter]:
     memory = InMemorySpanExporter()
-    tracing = Tracing(SimpleSpanProcessor(memory), {"service.name": "test"})
-    return Telemetry(slow=SlowQueries(slow_ms), sampling=Sampling(ratio, **sampling), tracing=tracing), memory
+    made = Tracing(SimpleSpanProcessor(memory), {"service.name": "test"})
+    return Telemetry(slow=SlowQueries(slow_ms), sampling=Sampling(ratio, **sampling), tracing=made), memory
 
 
 def by_name(memory: InMemorySpanExporter) -> dict[str, ReadableSpan]:
@@ -247,3 +248,12 @@ def test_a_slow_query_is_an_example_of_its_latency() -> None:
     text, _ = metrics.text("application/openmetrics-text; version=1.0.0")
     assert f'# {{trace_id="{work.span.trace_id}"}}' in text.decode()
     assert "trace_id" not in metrics.text()[0].decode(), "the older format has none"
+
+
+def test_spans_follow_a_step_of_the_wall_clock_and_no_jitter(monkeypatch: pytest.MonkeyPatch) -> None:
+    telemetry, memory = traced()
+    for offset_ns in (10**18, 10**18 + 500_000, 2 * 10**18):
+        monkeypatch.setattr(tracing, "_epoch_offset_ns", lambda offset_ns=offset_ns: offset_ns)
+        telemetry.end(telemetry.begin(METHOD, None))
+    begun = [(span.start_time or 0) // 10**15 for span in memory.get_finished_spans()]
+    assert begun == [1000, 1000, 2000]
