@@ -1,9 +1,8 @@
 """Which replicas this node holds: follows the shard map, opens what is assigned, closes what no longer is.
 
 `apply` compares a cluster state with what is held and starts the differences as tasks; applying a state twice changes
-nothing. A replica that cannot be opened stays, failed, and answers with its reason; the others go on. After a full disk,
-or another shortage that passes, it is tried again. Files are removed only of collections that the state names as deleted: one
-that is merely absent from the map keeps them.
+nothing. A replica that cannot be opened stays, failed, and answers with its reason; after a shortage, of room or else, it is tried
+again. Files are removed only of collections that the state names as deleted: one that is merely absent keeps them.
 """
 
 from __future__ import annotations
@@ -21,6 +20,7 @@ from shard_server.backup.transfer import Transfer
 from shard_server.budget import ByteBudget
 from shard_server.codebooks import Codebooks
 from shard_server.data_dir import DataDir
+from shard_server.engine import files
 from shard_server.hosted import HostedReplica
 from shard_server.peers import Peers
 from shard_server.tasks import TaskKeeper
@@ -435,7 +435,7 @@ def as_failure(error: Exception) -> VectorfleetError:
         return error
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return ResourceExhausted(f"the node's disk is full: {error}", reason="DISK_FULL")
-    if isinstance(error, OSError) and error.errno in (errno.ENOMEM, errno.EMFILE, errno.ENFILE):
+    if isinstance(error, OSError) and error.errno in files.SHORTAGES:
         return Unavailable(f"its files cannot be opened at present: {error}")
     if isinstance(error, OSError):
         return DataLoss(f"its files cannot be opened: {error}")

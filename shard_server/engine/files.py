@@ -24,14 +24,14 @@ HEADER_BYTES: Final = 64
 FORMAT_VERSION: Final = 1
 _HEADER: Final = struct.Struct("<8sIIQ40x")
 _CHUNK_BYTES: Final = 1 << 22
-_SHORTAGES: Final = (errno.ENOMEM, errno.EMFILE, errno.ENFILE)
+SHORTAGES: Final = (errno.ENOMEM, errno.EMFILE, errno.ENFILE)
 """What a process or a machine runs out of for a while, memory to map or open files: it says nothing about the file."""
 
 
 def unreadable(path: Path, error: Exception) -> OSError | DataLoss:
     """What to raise where `error` kept a file from being read: `OSError` for a shortage that passes, else `DataLoss`."""
     words = (error.strerror if isinstance(error, OSError) else str(error)) or repr(error)
-    for number in _SHORTAGES:
+    for number in SHORTAGES:
         if os.strerror(number) in words:
             return OSError(number, os.strerror(number), str(path))
     return DataLoss(f"{path} cannot be read: {words}")
