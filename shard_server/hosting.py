@@ -1,7 +1,7 @@
 """Which replicas this node holds: follows the shard map, opens what is assigned, closes what no longer is.
 
 `apply` compares a cluster state with what is held and starts the differences as tasks; applying a state twice changes
-nothing. A replica that cannot be opened stays, failed, and answers with its reason; after a shortage, of room or else, it is tried
+nothing. A replica that cannot be opened stays, failed, and answers with a reason; after a shortage, of room or else, it is tried
 again. Files are removed only of collections that the state names as deleted: one that is merely absent keeps them.
 """
 
