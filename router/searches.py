@@ -183,7 +183,9 @@ class Searches:
                 if all(task.done() for task in asking):
                     for task in asking:
                         task.result()
-                    batch[0].punctuality.came_back(started_s, len(vectors) * answers.share_in_time(), time.monotonic())
+                    # Callers whose time was up before are no work that was done.
+                    in_time = sum(len(waiting.vectors) for waiting in left if not waiting.share.done())
+                    batch[0].punctuality.came_back(started_s, in_time * answers.share_in_time(), time.monotonic())
                     break
                 now_s = time.monotonic()
                 await self._settle(batch, question, answers, [w for w in left if answer_by_s[w] <= now_s])
