@@ -82,6 +82,23 @@ def test_calls_are_counted_by_method_code_and_reason() -> None:
         assert line in lines
 
 
+def test_a_histogram_counts_up_to_each_bound_and_names_an_example() -> None:
+    metrics = Metrics("router")
+    took = metrics.histogram("took_seconds", "…", (0.1, 1.0), "method").labels("Search")
+    for amount in (0.05, 0.1, 0.5, 7.0):  # a bound belongs to what it bounds
+        took.observe(amount, {"trace_id": "abc"} if amount == 0.5 else None)
+    name = "vectorfleet_router_took_seconds"
+    lines = [line for line in text(metrics).splitlines() if line.startswith(name)]
+    assert lines == [
+        f'{name}_bucket{{le="0.1",method="Search"}} 2.0',
+        f'{name}_bucket{{le="1.0",method="Search"}} 3.0',
+        f'{name}_bucket{{le="+Inf",method="Search"}} 4.0',
+        f'{name}_count{{method="Search"}} 4.0',
+        f'{name}_sum{{method="Search"}} 7.65',
+    ]
+    assert '3.0 # {trace_id="abc"} 0.5 ' in metrics.text("application/openmetrics-text; version=1.0.0")[0].decode()
+
+
 def test_what_is_off_counts_nothing() -> None:
     metrics = Metrics("router", enabled=False)
     Calls(metrics).ended(ended("vectorfleet.v1.SearchService/Search", 0.1, "DISK_FULL"))
