@@ -195,6 +195,22 @@ def test_a_client_that_trusts_another_authority_does_not_speak(secure: Secure, t
     assert "not signed by the authority in ca" in told.message
 
 
+def test_handshakes_that_do_not_end_cost_nobody_else(secure: Secure, allowed: vectorfleet.Client) -> None:
+    host, _, port = secure.address.rpartition(":")
+    allowed.create_collection("beside", dim=DIM, shards=2)
+    allowed.upsert("beside", ids=["1"], vectors=np.ones((1, DIM), np.float32))
+    with contextlib.ExitStack() as stack:
+        for number in range(300):
+            slow = stack.enter_context(socket.create_connection((host, int(port))))
+            slow.sendall(b"\x16\x03\x01\x02\x00\x01"[: number % 7])  # the first bytes of a handshake, and no more
+        for _ in range(20):
+            found = allowed.search("beside", vectors=np.ones((1, DIM), np.float32), k=1, min_coverage=1.0)
+            assert found.ids[0, 0] == "1"
+        with vectorfleet.Client(secure.address, timeout=60) as another:  # its own handshake is not held up
+            assert another.count("beside") == 1
+    allowed.delete_collection("beside")
+
+
 class Relay:
     """Passes one connection on, unchanged, from another address of this machine: what somebody between could do at most."""
 

@@ -11,7 +11,9 @@ from typing import Any
 import grpc
 import pytest
 
+from tests.certificates import LOOPBACK, authority
 from vectorfleet import errors, limits, open_files
+from vectorfleet.authority import Subject
 from vectorfleet.rpc_options import CHANNEL_OPTIONS, SERVER_OPTIONS
 
 METHOD = "/test.Echo/Call"
@@ -108,6 +110,22 @@ async def test_a_connection_that_says_nothing_is_closed_and_others_are_served() 
             async with asyncio.timeout(TIMEOUT_S):
                 await reader.read()  # until it is closed
             writer.close()
+
+
+async def test_a_tls_handshake_that_does_not_end_is_given_up() -> None:
+    (certificate, key), options = (
+        authority().issue(Subject("router", "spiffe://tests/router"), LOOPBACK),
+        dict(SERVER_OPTIONS),
+    )
+    server = grpc.aio.server(options=list({**options, "grpc.server_handshake_timeout_ms": 300}.items()))
+    port = server.add_secure_port("127.0.0.1:0", grpc.ssl_server_credentials([(key, certificate)]))
+    await server.start()
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(b"\x16\x03\x01\x02\x00\x01")  # the first bytes of a ClientHello
+    async with asyncio.timeout(TIMEOUT_S):
+        await reader.read()  # until it is closed
+    writer.close()
+    await server.stop(None)
 
 
 async def test_connections_beyond_the_limit_are_refused_and_the_others_go_on() -> None:
