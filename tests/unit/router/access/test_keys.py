@@ -46,6 +46,25 @@ async def test_keys_are_made_listed_and_revoked(tmp_path: Path) -> None:
         assert made.secret.rpartition("_")[2] not in door.audit_path.read_text()
 
 
+async def test_an_id_is_no_key(tmp_path: Path) -> None:
+    async with secured(tmp_path) as door:
+        one, other = await door.key("read:*"), await door.key("read:*")
+        head, secret = one.secret[:21], one.secret[21:]
+        flipped = secret[:-1] + ("0" if secret[-1] != "0" else "1")
+        for wrong in (
+            f"{head}{flipped}",
+            f"{head}{other.secret[21:]}",
+            f"{head}{'0' * 64}",
+            one.secret[:-1],
+            one.secret.upper(),
+            head,
+        ):
+            listing = door.bearing(wrong).collections.ListCollections(collection_service_pb2.ListCollectionsRequest())
+            assert (await refused(listing)).reason == "CREDENTIAL_INVALID", wrong
+        listing = door.bearing(one.secret).collections.ListCollections(collection_service_pb2.ListCollectionsRequest())
+        assert not (await listing).collections
+
+
 @pytest.mark.parametrize(
     ("request_", "field"),
     [
