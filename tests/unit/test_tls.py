@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import ssl
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives import serialization
@@ -91,3 +93,17 @@ def test_files_that_vanish_leave_the_last_good_ones(files: TlsFiles) -> None:
     files.key.write_bytes(key)
     assert not watch.look(), "the same again is no change"
     assert (watch.generation, watch.material) == (0, before)
+
+
+def test_what_was_checked_is_what_was_read(files: TlsFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    new = write(tmp_path / "new")
+    check = ssl.SSLContext.load_cert_chain
+
+    def replaced_meanwhile(context: ssl.SSLContext, *arguments: Any, **options: Any) -> None:
+        for name in ("cert", "key"):
+            getattr(files, name).write_bytes(getattr(new, name).read_bytes())
+        check(context, *arguments, **options)
+
+    monkeypatch.setattr(ssl.SSLContext, "load_cert_chain", replaced_meanwhile)
+    assert "change while they are read" in complaint(files)
+    assert files.read().cert == new.read().cert, "and the next look finds them whole"
