@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import subprocess
+import threading
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,13 @@ class Stubborn(BruteByThreads):
 class Broken(BruteByThreads):
     def build(self, base: Floats) -> None:
         raise RuntimeError("no\nroom")
+
+
+class Busy(BruteByThreads):
+    """Never done with building."""
+
+    def build(self, base: Floats) -> None:
+        threading.Event().wait(600)
 
 
 class Absent(BruteByThreads):

@@ -74,6 +74,19 @@ def test_nothing_of_a_worker_stays(
     assert [process for process in living if process.is_running()] == []
 
 
+def test_a_busy_worker_stops_its_store_when_it_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("loadtest.peers.session.IDLE_TIMEOUT_S", 0.1)
+    killed: list[psutil.Process] = []
+    monkeypatch.setattr(psutil.Process, "kill", killed.append)
+    with worker(entry("Busy"), Path(sys.executable), folder) as session:
+        session.do("start", timeout_s=60)
+        (child,) = psutil.Process().children()[-1:]
+        living = family(child.pid)
+        with pytest.raises(PeerError, match="no answer to 'build' in time"):
+            session.do("build", timeout_s=0.1)
+    assert [process for process in living if process.is_running()] == killed == []
+
+
 def test_a_failure_is_one_line_and_the_worker_goes_on(folder: Path) -> None:
     with worker(entry("Broken"), Path(sys.executable), folder) as session:
         session.do("start", timeout_s=60)
