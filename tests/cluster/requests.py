@@ -91,7 +91,11 @@ class Requests:
                 setattr(message, field.name, self._value(field))
             return
         target = getattr(message, field.name)
-        if field.message_type is not None:
+        if is_map(field):
+            key, value = (field.message_type.fields_by_name[name] for name in ("key", "value"))
+            for _ in range(self._random.choice(_LENGTHS)):
+                target[self._value(key)] = self._value(value)
+        elif field.message_type is not None:
             kind = GetMessageClass(field.message_type)
             target.extend(self._message(kind, depth + 1) for _ in range(self._random.choice(_LENGTHS)))
         elif self._wild() and self._random.random() < 0.05:
@@ -120,6 +124,11 @@ class Requests:
             Field.CPPTYPE_INT64: (-1, 2**63 - 1, -(2**63)),
         }.get(field.cpp_type, (-1, -(2**31)))
         return self._random.choice((*_INTEGERS, *edges))
+
+
+def is_map(field: Field) -> bool:
+    """Whether a field is a map; those of the contract map scalars to scalars."""
+    return field.message_type is not None and bool(field.message_type.GetOptions().map_entry)
 
 
 def floats(*values: float) -> bytes:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 from typing import Any, Final
 
-from tests.cluster.requests import Hints, floats
+from tests.cluster.requests import Hints, floats, is_map
 from vectorfleet import limits
 
 DIM: Final = 4
@@ -97,6 +97,6 @@ def mend(chance: random.Random, message: Any) -> None:
         message.vectors = b"".join(chance.choice(ROWS) for _ in range(message.query_count))
         del message.targets[1:]
     for described, value in message.ListFields():
-        if described.message_type is not None:
+        if described.message_type is not None and not is_map(described):
             for part in value if described.is_repeated else (value,):
                 mend(chance, part)
