@@ -6,9 +6,9 @@ Public services are asked through the router, the internal one at the shard serv
 an answer of INTERNAL, UNKNOWN or DATA_LOSS; a connection that breaks; a refused request that changed something; an accepted one
 that left something else than it said, or something that the contract forbids; a log that grows with the requests.
 
-Which RPCs there are is read from the descriptors. One that changes state (`_CHANGING`) is asked one request after another, on a
+Which RPCs there are is read from the descriptors. One that writes points (`_WRITING`) is asked one request after another, on a
 collection of its own that is compared with a plain dictionary; the others are asked many at a time, on one that must stay as
-it is.
+it is. That one is large enough to be trained and encoded. What makes collections (`_MAKING`) is undone at once.
 """
 
 from __future__ import annotations
@@ -61,9 +61,11 @@ LOG_LINES_EVERY: Final = 100
 """Requests for one line of a log, at least."""
 _LOG_LINES_FREE: Final = 50
 _LOG_LINES_WHEN_DONE: Final = 20
-_CHANGING: Final = frozenset(
-    {"Upsert", "Delete", "BulkUpsert", "Write", "CreateCollection", "DeleteCollection", "RestoreBackup"}
-)
+_WRITING: Final = frozenset({"Upsert", "Delete", "BulkUpsert", "Write"})
+_MAKING: Final = frozenset({"CreateCollection", "RestoreBackup"})
+_MAKING_AT_ONCE: Final = 4
+_STILL_POINTS: Final = 1_200
+"""So many that they are encoded once they are sealed."""
 _TOLD: Final = frozenset({"CreateCollection", "CreateBackup", "RestoreBackup"})
 """What is worth lines of a log when it is done."""
 _HARM: Final = frozenset({grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN})
@@ -72,6 +74,8 @@ _PREFACES: Final = (
 )  # fmt: skip
 _HARM_REASONS: Final = frozenset({"INTERNAL", "UNREACHABLE", "DATA_LOSS", "MESSAGE_TOO_LARGE"})
 """UNREACHABLE and MESSAGE_TOO_LARGE are what gRPC itself says: of a broken connection, and of an answer that it cannot take."""
+_SAID_BY_THE_CLIENT: Final = "Internal error from Core"
+"""What grpc.aio makes of a message that it could not send any more, the server having refused the one before."""
 _FINDINGS_KEPT: Final = 10
 _EPOCH_MAX: Final = 10
 
@@ -99,6 +103,8 @@ class Target:
     def __init__(self, cluster: LocalCluster) -> None:
         self.cluster = cluster
         self.client = vectorfleet.Client(cluster.address, timeout=30.0)
+        self._channel = grpc.insecure_channel(cluster.address, options=CHANNEL_OPTIONS)
+        self._points = point_service_pb2_grpc.PointServiceStub(self._channel)
         self.pids = {name: process.pid for name, process in cluster.processes.items()}
 
     def __enter__(self) -> Self:
@@ -106,14 +112,20 @@ class Target:
 
     def __exit__(self, *_: object) -> None:
         self.client.close()
+        self._channel.close()
 
     def prepare_once(self, name: str) -> None:
-        """Sees to a collection of one shard with a point for each id."""
+        """Sees to a collection of one shard with a point for each id; to `STILL` with a codebook and many more points."""
         if name in {one.name for one in self.client.list_collections()}:
             return
-        self.client.create_collection(name, dim=DIM, metric="l2", shards=1)
+        index = vectorfleet.IndexOptions(train_points=_STILL_POINTS)
+        self.client.create_collection(name, dim=DIM, metric="l2", shards=1, index=index)
         vectors = np.eye(len(IDS), DIM, dtype=np.float32)
         self.client.upsert(name, ids=IDS, vectors=vectors, payloads=[{"id": point} for point in IDS])
+        if name == STILL:
+            many = np.random.default_rng(1).standard_normal((_STILL_POINTS, DIM), np.float32)
+            self.client.upsert(name, ids=[f"still-{number}" for number in range(_STILL_POINTS)], vectors=many)
+            self.client.wait_indexed(name, timeout=60.0)
 
     def place(self, name: str) -> tuple[str, str, int]:
         """The uid of a collection, the node that holds it, and the term of its shard."""
@@ -124,8 +136,7 @@ class Target:
     def points(self, name: str) -> Points:
         """What a collection holds, byte for byte."""
         request = point_service_pb2.ScrollRequest(collection=name, with_vector=True, page_size=limits.SCROLL_PAGE_MAX)
-        with grpc.insecure_channel(self.cluster.address, options=CHANNEL_OPTIONS) as channel:
-            page = point_service_pb2_grpc.PointServiceStub(channel).Scroll(request, timeout=30.0)
+        page = self._points.Scroll(request, timeout=30.0)
         assert not page.next_page_token
         return {point.id: (point.vector, point.payload) for point in page.points}
 
@@ -149,7 +160,7 @@ def methods() -> list[MethodDescriptor]:
 
 def run(target: Target, method: MethodDescriptor, count: int, seed: int) -> Report:
     """Sends `count` requests to one RPC; blocks."""
-    changing = method.name in _CHANGING
+    changing = method.name in _WRITING
     name = f"for-{method.name}" if changing else STILL
     target.prepare_once(name)
     before, lines = target.points(name), target.log_lines()
@@ -160,6 +171,7 @@ def run(target: Target, method: MethodDescriptor, count: int, seed: int) -> Repo
         mend,
     )
     asyncio.run(_Campaign(target, method, name, requests, report).run(count))
+    target.remove_what_was_made()
     if not changing and target.points(name) != before:
         report.find("the collection has changed")
     told = _LOG_LINES_WHEN_DONE * report.codes["OK"] if method.name in _TOLD else 0
@@ -209,13 +221,13 @@ class _Campaign:
     async def run(self, count: int) -> None:
         internal = ".internal." in self._method.full_name
         address = self._target.place(self._name)[1] if internal else self._target.cluster.address
-        changing = self._method.name in _CHANGING
         async with grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS) as channel:
             call = self._caller(channel)
             batches = [self._batch() for _ in range(count)]
-            if not changing:
+            if self._method.name not in _WRITING:
                 queue = iter(batches)
-                await asyncio.gather(*(self._work(call, queue) for _ in range(AT_ONCE)))
+                at_once = _MAKING_AT_ONCE if self._method.name in _MAKING else AT_ONCE
+                await asyncio.gather(*(self._work(call, queue) for _ in range(at_once)))
                 return
             self._expected = self._target.points(self._name)
             for number, batch in enumerate(batches, 1):
@@ -273,7 +285,26 @@ class _Campaign:
 
     async def _work(self, call: Callable[[Sequence[bytes]], Any], queue: Iterable[list[bytes]]) -> None:
         for batch in queue:
-            await self._ask(call, batch)
+            answer = await self._ask(call, batch)
+            accepted = not isinstance(answer, errors.VectorfleetError)
+            if accepted and self._method.name == "DeleteCollection":
+                self._report.find("a collection was deleted", batch)
+            # Past its deadline, it may have been made.
+            if self._method.name in _MAKING and (accepted or answer.reason == "DEADLINE_EXCEEDED"):
+                await asyncio.to_thread(self._undo, self._parsed(batch[0]))
+
+    def _undo(self, message: Any) -> None:
+        """Deletes what a request has made."""
+        made = []
+        if isinstance(message, collection_service_pb2.CreateCollectionRequest):
+            made = [message.spec.name]
+        elif isinstance(message, cluster_service_pb2.RestoreBackupRequest):
+            made = [one.name for one in self._target.client.list_collections()] if not message.collections else []
+            made += [target.name or target.collection for target in message.collections]
+        for name in made:
+            if name != STILL and not name.startswith("for-"):
+                with contextlib.suppress(vectorfleet.NotFound):
+                    self._target.client.delete_collection(name)
 
     async def _ask(
         self, call: Callable[[Sequence[bytes]], Any], batch: Sequence[bytes]
@@ -283,7 +314,8 @@ class _Campaign:
         except grpc.aio.AioRpcError as error:
             failure = errors.from_rpc_error(error)
             self._report.codes[failure.reason] += 1
-            if error.code() in _HARM or failure.reason in _HARM_REASONS:
+            harm = error.code() in _HARM or failure.reason in _HARM_REASONS
+            if harm and error.details() != _SAID_BY_THE_CLIENT:
                 self._report.find(f"answered {error.code().name}: {failure}", batch)
             return failure
         self._report.codes["OK"] += 1
@@ -318,13 +350,7 @@ class _Campaign:
 
     def _accept(self, message: Any) -> None:
         """What an accepted request has changed."""
-        if isinstance(message, collection_service_pb2.CreateCollectionRequest):
-            self._target.client.delete_collection(message.spec.name)
-        elif isinstance(message, cluster_service_pb2.RestoreBackupRequest):
-            self._target.remove_what_was_made()
-        elif isinstance(message, collection_service_pb2.DeleteCollectionRequest):
-            self._report.find(f"collection {message.name!r} was deleted", [message.SerializeToString()])
-        elif isinstance(message, point_service_pb2.DeleteRequest):
+        if isinstance(message, point_service_pb2.DeleteRequest):
             self._remove(message.ids)
         elif isinstance(message, shard_service_pb2.WriteRequest):
             self._remove(message.mutation.delete.ids)

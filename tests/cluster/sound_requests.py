@@ -33,6 +33,7 @@ def hints(name: str, uid: str, address: str, term: int, place: str) -> Hints:
     return {
         "collection": ([name], junk),
         "name": (["nowhere", "made-by-a-request"], [*junk, f"{name} "]),
+        "GetCollectionRequest.name": ([name, "nowhere"], [*junk, f"{name} "]),
         "collection_uid": ([uid], junk),
         "id": (IDS, ["", long]),
         "ids": (IDS, ["", long]),
