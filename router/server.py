@@ -32,6 +32,7 @@ from router.recall_check import RATE_DEFAULT, RecallChecks
 from router.search_service import SearchService
 from router.searches import Searches
 from router.shard_calls import ShardCalls
+from router.shedding import Shedding
 from router.writes import Writes
 from vectorfleet import serving
 from vectorfleet.cluster.coordinator import Coordinator
@@ -124,10 +125,12 @@ class Router:
         self._checks = RecallChecks(fanout, counted, lambda: self._searches.queued > 0, rate=rate)
         self._controller = Controller(coordinator, self._nodes, settings.router_id)
         self._access = Access(settings.access, coordinator)
+        self._shedding = Shedding(counted.denied)
         gates = [] if self._access.gate is None else [self._access.gate]
         for gate in gates:
             gate.observe(counted.denied)
-        self._server = serving.new_server(outermost=gates, reuse_port=settings.reuse_port, telemetry=telemetry)
+        doors = self._shedding, *gates
+        self._server = serving.new_server(outermost=doors, reuse_port=settings.reuse_port, telemetry=telemetry)
         self._health = serving.LiveReadyHealth()
         self._probes = serving.HealthPort(self._health, settings.host, settings.health_port)
 
@@ -173,6 +176,7 @@ class Router:
                     group.create_task(self._transport.follow(), name="following the certificates"),
                     group.create_task(self._checks.run(), name="checking recall"),
                     group.create_task(self._access.run(), name="following keys"),
+                    group.create_task(self._shedding.run(), name="watching the event loop"),
                 ]
                 await stopping.wait()
                 _log.info("router %s stops", self._settings.router_id)

@@ -1,0 +1,86 @@
+"""Turning calls away at the door while the router itself is behind: before their requests are received.
+
+A router is one event loop. Where more comes than it can take up, whatever waits for it is late, answers of the nodes included;
+and to receive and parse a request only in order to refuse it makes that worse. So the loop's delay is watched, and while it
+stays long, searches and other calls on points are answered OVERLOADED at once. As in CoDel (Nichols and Jacobson, 2012) a
+delay is looked at and not a length, and a burst is let pass.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, Final, TypeAlias
+
+import grpc
+
+from router import point_service, search_service
+from vectorfleet import errors, serving
+
+TICK_S: Final = 0.02
+DELAY_MAX_S: Final = 0.05
+"""A loop that takes longer to come round is behind."""
+BURST_S: Final = 0.1
+"""It is behind when it has been late at every look for so long: one long stop is not an overload."""
+_SHED: Final = (f"/{search_service.NAME}/", f"/{point_service.NAME}/")
+
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+
+
+@dataclass(slots=True)
+class LoopDelay:
+    """Whether an event loop is behind. Pure; times are of one monotonic clock, in seconds."""
+
+    behind: bool = False
+    _late_since_s: float | None = None
+
+    def observe(self, delay_s: float, now_s: float) -> None:
+        """Notes how late a callback ran."""
+        if delay_s <= DELAY_MAX_S:
+            self._late_since_s = None
+            self.behind = False
+            return
+        if self._late_since_s is None:
+            self._late_since_s = now_s
+        self.behind = now_s - self._late_since_s >= BURST_S
+
+
+class Shedding(grpc.aio.ServerInterceptor):
+    """Belongs outside of everything else that serves."""
+
+    def __init__(self, shed: Callable[[str], None]) -> None:
+        """Turns nobody away until `run` does.
+
+        Args:
+            shed: is told the reason of each refusal.
+        """
+        self.delay = LoopDelay()
+        self._shed = shed
+        # A stream's handler: those run before the request has come.
+        self._refusing: Handler = grpc.stream_stream_rpc_method_handler(self._refuse)
+
+    async def run(self) -> None:
+        """Watches the loop until it is cancelled."""
+        while True:
+            due_s = time.monotonic() + TICK_S
+            await asyncio.sleep(TICK_S)
+            now_s = time.monotonic()
+            self.delay.observe(now_s - due_s, now_s)
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Handler | None:
+        """Lets a call in, or not."""
+        if self.delay.behind and handler_call_details.method.startswith(_SHED):
+            return self._refusing
+        return await continuation(handler_call_details)
+
+    async def _refuse(self, _: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
+        error = errors.ResourceExhausted("the router is behind with what came before")
+        self._shed(error.reason)
+        await serving.abort(context, error)
+        yield

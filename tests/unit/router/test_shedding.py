@@ -1,0 +1,96 @@
+"""A router whose event loop is behind turns calls away before it receives them, and takes them again when it has caught up."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import grpc
+import pytest
+
+from router import search_service
+from router.shedding import BURST_S, DELAY_MAX_S, LoopDelay, Shedding
+from vectorfleet import errors, serving
+
+METHOD = f"/{search_service.NAME}/Search"
+TIMEOUT_S = 20.0
+
+
+def test_a_burst_passes_and_a_loop_that_stays_late_is_behind() -> None:
+    delay = LoopDelay()
+    delay.observe(2 * DELAY_MAX_S, 0.0)
+    assert not delay.behind
+    delay.observe(2 * DELAY_MAX_S, BURST_S)
+    assert delay.behind
+    delay.observe(DELAY_MAX_S, 2 * BURST_S)
+    assert not delay.behind
+    delay.observe(2 * DELAY_MAX_S, 3 * BURST_S)
+    assert not delay.behind, "the lateness of before does not count any more"
+
+
+def test_one_long_stop_is_no_overload() -> None:
+    delay = LoopDelay()
+    delay.observe(10.0, 10.0)
+    assert not delay.behind
+
+
+@pytest.fixture
+def received() -> list[bytes]:
+    return []
+
+
+@pytest.fixture
+def refused() -> list[str]:
+    return []
+
+
+async def test_calls_on_points_are_refused_unread_and_others_are_answered(
+    received: list[bytes], refused: list[str]
+) -> None:
+    async def answer(request: bytes, context: Any) -> bytes:
+        received.append(request)
+        return request
+
+    def handlers(service: str, method: str) -> Any:
+        return grpc.method_handlers_generic_handler(service, {method: grpc.unary_unary_rpc_method_handler(answer)})
+
+    shedding = Shedding(refused.append)
+    server = serving.new_server(outermost=[shedding])
+    server.add_generic_rpc_handlers((handlers(search_service.NAME, "Search"), handlers("other", "Call")))
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    try:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            search = channel.unary_unary(METHOD)
+            assert await search(b"1", timeout=TIMEOUT_S) == b"1"
+            shedding.delay.behind = True
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await search(b"2", timeout=TIMEOUT_S)
+            error = errors.from_rpc_error(caught.value)
+            assert (error.reason, refused) == ("OVERLOADED", ["OVERLOADED"])
+            assert await channel.unary_unary("/other/Call")(b"3", timeout=TIMEOUT_S) == b"3"
+            shedding.delay.behind = False
+            assert await search(b"4", timeout=TIMEOUT_S) == b"4"
+        assert received == [b"1", b"3", b"4"]
+    finally:
+        await server.stop(0)
+
+
+async def test_it_sees_its_own_loop_stop() -> None:
+    shedding = Shedding(lambda reason: None)
+    watching = asyncio.create_task(shedding.run())
+    loop = asyncio.get_running_loop()
+    try:
+        async with asyncio.timeout(TIMEOUT_S):
+            while not shedding.delay.behind:
+                loop.call_soon(_work_for, 2 * BURST_S)
+                await asyncio.sleep(0)
+    finally:
+        watching.cancel()
+
+
+def _work_for(seconds: float) -> None:
+    loop = asyncio.get_running_loop()
+    until_s = loop.time() + seconds
+    while loop.time() < until_s:
+        pass
