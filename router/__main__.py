@@ -14,8 +14,11 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 # gRPC reads it when it is imported. It logs what strangers do wrong, such as each compressed message that it refuses, and they
 # must not fill our log. With TLS its core tells of handshakes that failed, and handshakes.py listens.
-os.environ.setdefault(
-    "GRPC_VERBOSITY", "INFO" if "--tls-cert" in " ".join(sys.argv) or "VECTORFLEET_TLS_CERT" in os.environ else "NONE"
+os.environ["GRPC_VERBOSITY"] = (
+    "INFO"
+    if ("--tls-cert" in " ".join(sys.argv) or "VECTORFLEET_TLS_CERT" in os.environ)
+    and os.environ.get("GRPC_VERBOSITY") != "DEBUG"
+    else os.environ.get("GRPC_VERBOSITY", "NONE")
 )
 
 import argparse

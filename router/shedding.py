@@ -3,7 +3,8 @@
 A router is one event loop. Where more comes than it can take up, whatever waits for it is late, answers of the nodes included;
 and to receive and parse a request only in order to refuse it makes that worse. So the loop's delay is watched, and while it
 stays long, searches and other calls on points are answered OVERLOADED at once. As in CoDel (Nichols and Jacobson, 2012) a
-delay is looked at and not a length, and a burst is let pass.
+delay is looked at and not a length, and a burst is let pass. A few callers whose requests are large delay the loop as well; that
+is their own price, and no crowd.
 """
 
 from __future__ import annotations
@@ -29,22 +30,32 @@ _SHED: Final = (f"/{search_service.NAME}/", f"/{point_service.NAME}/")
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 
 
+CROWD: Final = 32
+"""It is behind when so many calls have come since it was late."""
+
+
 @dataclass(slots=True)
 class LoopDelay:
     """Whether an event loop is behind. Pure; times are of one monotonic clock, in seconds."""
 
     behind: bool = False
     _late_since_s: float | None = None
+    _came: int = 0
+
+    def came(self) -> None:
+        """Counts a call."""
+        self._came += 1
 
     def observe(self, delay_s: float, now_s: float) -> None:
         """Notes how late a callback ran."""
         if delay_s <= DELAY_MAX_S:
             self._late_since_s = None
+            self._came = 0
             self.behind = False
             return
         if self._late_since_s is None:
             self._late_since_s = now_s
-        self.behind = now_s - self._late_since_s >= BURST_S
+        self.behind = now_s - self._late_since_s >= BURST_S and self._came >= CROWD
 
 
 class Shedding(grpc.aio.ServerInterceptor):
@@ -75,8 +86,10 @@ class Shedding(grpc.aio.ServerInterceptor):
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Handler | None:
         """Lets a call in, or not."""
-        if self.delay.behind and handler_call_details.method.startswith(_SHED):
-            return self._refusing
+        if handler_call_details.method.startswith(_SHED):
+            self.delay.came()
+            if self.delay.behind:
+                return self._refusing
         return await continuation(handler_call_details)
 
     async def _refuse(self, _: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:

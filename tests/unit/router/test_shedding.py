@@ -9,29 +9,43 @@ import grpc
 import pytest
 
 from router import search_service
-from router.shedding import BURST_S, DELAY_MAX_S, LoopDelay, Shedding
+from router.shedding import BURST_S, CROWD, DELAY_MAX_S, LoopDelay, Shedding
 from vectorfleet import errors, serving
 
 METHOD = f"/{search_service.NAME}/Search"
 TIMEOUT_S = 20.0
 
 
-def test_a_burst_passes_and_a_loop_that_stays_late_is_behind() -> None:
+def late(delay: LoopDelay, now_s: float, calls: int) -> bool:
+    """Lets calls come, and the loop be late; returns whether it is behind."""
+    for _ in range(calls):
+        delay.came()
+    delay.observe(2 * DELAY_MAX_S, now_s)
+    return delay.behind
+
+
+def test_a_burst_passes_and_a_loop_that_stays_late_before_a_crowd_is_behind() -> None:
     delay = LoopDelay()
-    delay.observe(2 * DELAY_MAX_S, 0.0)
-    assert not delay.behind
-    delay.observe(2 * DELAY_MAX_S, BURST_S)
-    assert delay.behind
+    assert not late(delay, 0.0, CROWD)
+    assert late(delay, BURST_S, 0)
     delay.observe(DELAY_MAX_S, 2 * BURST_S)
     assert not delay.behind
-    delay.observe(2 * DELAY_MAX_S, 3 * BURST_S)
-    assert not delay.behind, "the lateness of before does not count any more"
+    assert not late(delay, 3 * BURST_S, CROWD), "the lateness of before does not count any more"
 
 
 def test_one_long_stop_is_no_overload() -> None:
     delay = LoopDelay()
+    for _ in range(CROWD):
+        delay.came()
     delay.observe(10.0, 10.0)
     assert not delay.behind
+
+
+def test_a_few_callers_who_stop_the_loop_again_and_again_are_no_crowd() -> None:
+    delay = LoopDelay()
+    assert not late(delay, 0.0, CROWD - 1)
+    assert not late(delay, BURST_S, 0)
+    assert late(delay, 2 * BURST_S, 1)
 
 
 @pytest.fixture
@@ -83,6 +97,7 @@ async def test_it_sees_its_own_loop_stop() -> None:
     try:
         async with asyncio.timeout(TIMEOUT_S):
             while not shedding.delay.behind:
+                shedding.delay.came()
                 loop.call_soon(_work_for, 2 * BURST_S)
                 await asyncio.sleep(0)
     finally:
