@@ -2,9 +2,9 @@
 
 A router is one event loop. Where more comes than it can take up, whatever waits for it is late, answers of the nodes included;
 and to receive and parse a request only in order to refuse it makes that worse. So the loop's delay is watched, and while it
-stays long, searches and other calls on points are answered OVERLOADED at once. As in CoDel (Nichols and Jacobson, 2012) a
-delay is looked at and not a length, and a burst is let pass. A few callers whose requests are large delay the loop as well; that
-is their own price, and no crowd.
+stays long, calls on points whose callers have little time are answered OVERLOADED at once: a flood of others' calls must not fail
+who has time to wait. As in CoDel (Nichols and Jacobson, 2012) a delay is looked at and not a length, and a burst is let pass. A
+few callers whose requests are large delay the loop as well; that is their own price, and no crowd.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ _SHED: Final = (f"/{search_service.NAME}/", f"/{point_service.NAME}/")
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 
 
+SHARE_MAX: Final = 0.05
+"""Of the time that a caller has, which the loop's delay may take: a call waits for the loop again and again."""
 CROWD: Final = 32
 """It is behind when so many calls have come since it was late."""
 
@@ -39,6 +41,8 @@ class LoopDelay:
     """Whether an event loop is behind. Pure; times are of one monotonic clock, in seconds."""
 
     behind: bool = False
+    last_s: float = 0.0
+    """The delay at the last look."""
     _late_since_s: float | None = None
     _came: int = 0
 
@@ -48,6 +52,7 @@ class LoopDelay:
 
     def observe(self, delay_s: float, now_s: float) -> None:
         """Notes how late a callback ran."""
+        self.last_s = delay_s
         if delay_s <= DELAY_MAX_S:
             self._late_since_s = None
             self._came = 0
@@ -69,8 +74,6 @@ class Shedding(grpc.aio.ServerInterceptor):
         """
         self.delay = LoopDelay()
         self._shed = shed
-        # A stream's handler: those run before the request has come.
-        self._refusing: Handler = grpc.stream_stream_rpc_method_handler(self._refuse)
 
     async def run(self) -> None:
         """Watches the loop until it is cancelled."""
@@ -86,14 +89,30 @@ class Shedding(grpc.aio.ServerInterceptor):
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Handler | None:
         """Lets a call in, or not."""
-        if handler_call_details.method.startswith(_SHED):
-            self.delay.came()
-            if self.delay.behind:
-                return self._refusing
-        return await continuation(handler_call_details)
+        handler: Any = await continuation(handler_call_details)
+        if handler is None or not handler_call_details.method.startswith(_SHED):
+            return handler  # type: ignore[no-any-return]
+        self.delay.came()
+        if not self.delay.behind or handler.unary_unary is None:
+            return handler  # type: ignore[no-any-return]
+        return self._doubting(handler)
 
-    async def _refuse(self, _: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
-        error = errors.ResourceExhausted("the router is behind with what came before")
-        self._shed(error.reason)
-        await serving.abort(context, error)
-        yield
+    def _doubting(self, handler: Any) -> Handler:
+        """The same handler as a stream's, since those run before the request has come; the caller sees no difference."""
+
+        async def run(requests: AsyncIterator[Any], context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
+            left_s = context.time_remaining()
+            if left_s is not None and self.delay.last_s > SHARE_MAX * left_s:
+                error = errors.ResourceExhausted(
+                    f"the router is {self.delay.last_s:.2g} s behind, too long for a call with {left_s:.2g} s left"
+                )
+                self._shed(error.reason)
+                await serving.abort(context, error)
+            async for request in requests:
+                yield await handler.unary_unary(request, context)
+                return
+
+        changed: Handler = grpc.stream_stream_rpc_method_handler(
+            run, handler.request_deserializer, handler.response_serializer
+        )
+        return changed

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import hmac
 import json
+import tarfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -258,8 +259,10 @@ def test_the_command_line_takes_keys_from_files_and_the_environment(secured: Sec
     assert secret not in refused
 
 
-def test_no_secret_is_to_be_found(secured: Secured) -> None:
-    """After calls of every kind, good and bad: logs, command lines, etcd's files, errors, and what clients say of themselves."""
+def test_no_secret_is_to_be_found(secured: Secured, tmp_path: Path) -> None:
+    """After calls of every kind, good and bad: logs, command lines, metrics, the file for bug reports, etcd's files, errors, and
+    what clients say of themselves.
+    """
     told = ""
     with secured.admin() as admin:
         made = admin.keys.create(["read:films", "write:films"])
@@ -295,10 +298,19 @@ def test_no_secret_is_to_be_found(secured: Secured) -> None:
         admin.keys.revoke(made.key.id)
     secured.line_after(before, lambda line: line["method"].endswith("RevokeKey"))
 
+    bundle = tmp_path / "support.tar.gz"
+    environment = {"VECTORFLEET_CONFIG": str(secured.cluster.client_config), "VECTORFLEET_ADDRESS": secured.routers[0]}
+    assert CliRunner().invoke(main, ["debug", str(bundle)], env=environment).exit_code == 0
+    with tarfile.open(bundle) as support:
+        parts = {f"bundle: {one.name}": support.extractfile(one) for one in support if one.isfile()}
+        bundled = {name: part.read() for name, part in parts.items() if part is not None}
+    assert any("metrics" in name and b"vectorfleet_router_" in text for name, text in bundled.items())
+
     processes = [psutil.Process(child.pid) for child in secured.cluster.processes.values() if child.pid]
     places = {
         "errors and reprs": told.encode(),
         "command lines": " ".join(part for one in processes for part in one.cmdline()).encode(),
+        **bundled,
         **{path.name: path.read_bytes() for path in (secured.cluster.data / "logs").iterdir()},
     }
     assert {"router-0.log", "node-0.log", "etcd.log", "audit.jsonl"} <= places.keys()

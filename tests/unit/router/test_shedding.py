@@ -9,7 +9,7 @@ import grpc
 import pytest
 
 from router import search_service
-from router.shedding import BURST_S, CROWD, DELAY_MAX_S, LoopDelay, Shedding
+from router.shedding import BURST_S, CROWD, DELAY_MAX_S, SHARE_MAX, LoopDelay, Shedding
 from vectorfleet import errors, serving
 
 METHOD = f"/{search_service.NAME}/Search"
@@ -58,7 +58,7 @@ def refused() -> list[str]:
     return []
 
 
-async def test_calls_on_points_are_refused_unread_and_others_are_answered(
+async def test_calls_on_points_that_have_little_time_are_refused_unread_and_others_are_answered(
     received: list[bytes], refused: list[str]
 ) -> None:
     async def answer(request: bytes, context: Any) -> bytes:
@@ -77,15 +77,16 @@ async def test_calls_on_points_are_refused_unread_and_others_are_answered(
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
             search = channel.unary_unary(METHOD)
             assert await search(b"1", timeout=TIMEOUT_S) == b"1"
-            shedding.delay.behind = True
+            shedding.delay.behind, shedding.delay.last_s = True, 1.5 * SHARE_MAX * TIMEOUT_S
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await search(b"2", timeout=TIMEOUT_S)
             error = errors.from_rpc_error(caught.value)
             assert (error.reason, refused) == ("OVERLOADED", ["OVERLOADED"])
             assert await channel.unary_unary("/other/Call")(b"3", timeout=TIMEOUT_S) == b"3"
+            assert await search(b"who has time may wait", timeout=2 * TIMEOUT_S) == b"who has time may wait"
             shedding.delay.behind = False
             assert await search(b"4", timeout=TIMEOUT_S) == b"4"
-        assert received == [b"1", b"3", b"4"]
+        assert received == [b"1", b"3", b"who has time may wait", b"4"]
     finally:
         await server.stop(0)
 
