@@ -44,8 +44,9 @@ def test_an_overlay_starts_serves_and_drains(overlay: str, members: int, tmp_pat
         if overlay == "prod":
             security = vectorfleet.Security(*write(tmp_path / "client", "client").paths, api_key=ADMIN_KEY)
         with vectorfleet.Client(f"{router.address}:7700", timeout=30, security=security) as client:
-            nodes = {node.id: node.address for node in client.cluster().nodes}
-            assert nodes == {pod.name: f"{pod.address}:7701" for pod in shards}
+            expected = {pod.name: f"{pod.address}:7701" for pod in shards}
+            # A router hears of a node that has become ready a moment later.
+            until(lambda: {node.id: node.address for node in client.cluster().nodes} == expected, what="both nodes")
             client.create_collection("things", dim=8, shards=2)
             client.upsert("things", ids=range(8), vectors=vectors)
 
