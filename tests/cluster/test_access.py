@@ -8,7 +8,9 @@ import hmac
 import json
 import tarfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -257,6 +259,32 @@ def test_the_command_line_takes_keys_from_files_and_the_environment(secured: Sec
     assert refused.startswith("1 ")
     assert "CREDENTIAL_INVALID" in refused
     assert secret not in refused
+
+
+def test_a_flood_of_strangers_costs_themselves_alone(secured: Secured) -> None:
+    calls_each, before = 250, len(secured.audited())
+
+    def flood() -> Counter[str]:
+        told: Counter[str] = Counter()
+        with secured.client() as stranger:
+            for _ in range(calls_each):
+                try:
+                    stranger.count("films")
+                except vectorfleet.VectorfleetError as error:
+                    told[error.reason] += 1
+        return told
+
+    with secured.client(token=token(scope="read:films")) as reader, ThreadPoolExecutor(8) as threads:
+        floods = [threads.submit(flood) for _ in range(8)]
+        while not all(one.done() for one in floods):
+            reader.search("films", vectors=np.ones(DIM), k=1, min_coverage=1.0)  # raises where it fails
+        assert sum((one.result() for one in floods), Counter()) == Counter({"CREDENTIAL_MISSING": 8 * calls_each})
+
+    def accounted() -> bool:
+        lines = [line for line in secured.audited()[before:] if line.get("reason") == "CREDENTIAL_MISSING"]
+        return sum(line.get("calls", 1) for line in lines) >= 8 * calls_each
+
+    until(accounted, what="each call in the audit log, alone or in a sum")
 
 
 def test_no_secret_is_to_be_found(secured: Secured, tmp_path: Path) -> None:
