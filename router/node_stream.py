@@ -107,6 +107,9 @@ class _OpenStream:
                 self._settle(response)
         except grpc.aio.AioRpcError as broken:
             error = errors.from_rpc_error(broken)
+            if isinstance(error, errors.InternalError):
+                # gRPC gives the stream this status itself where it broke while a message was being sent.
+                error = errors.Unavailable(f"the stream broke: {error.message}", reason="UNREACHABLE")
         except asyncio.CancelledError:
             error = errors.Unavailable("it is given up", reason="UNREACHABLE")
         finally:

@@ -28,12 +28,15 @@ class Node(pb_grpc.ShardServiceServicer):
         self.asked: list[int] = []
         self.cancelled: list[int] = []
         self.streams = 0
+        self.broken = False
         self.stopping = asyncio.Event()
 
     async def SearchStream(  # noqa: N802
         self, requests: AsyncIterator[pb.SearchStreamRequest], context: Any
     ) -> AsyncIterator[pb.SearchStreamResponse]:
         self.streams += 1
+        if self.broken:
+            raise RuntimeError("a defect, or gRPC's own word for a stream that broke under a message")
         async for response in search_stream.answer_stream(requests, self._search, self.stopping):
             yield response
 
@@ -115,6 +118,16 @@ async def test_what_waits_fails_when_the_stream_ends_and_the_next_search_opens_a
         assert caught.value.reason == "UNREACHABLE"
         assert await ask(stream, 2) == 2
         assert served.streams == 2
+
+
+async def test_a_stream_that_ends_as_internal_has_broken_and_is_no_answer_of_the_node() -> None:
+    async with node() as (served, stream, _):
+        served.broken = True
+        with pytest.raises(errors.Unavailable) as caught:
+            await ask(stream, 1)
+        assert caught.value.reason == "UNREACHABLE"
+        served.broken = False
+        assert await ask(stream, 2) == 2
 
 
 async def test_a_node_that_stops_answers_what_it_was_asked_and_ends_the_stream() -> None:
