@@ -6,6 +6,7 @@ It listens on every interface and takes ports as it finds them: its worker runs 
 from __future__ import annotations
 
 import contextlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -23,7 +24,7 @@ REORDERED = 10 * K
 TIMEOUT_S = 600.0
 
 
-class _Milvus:
+class _Milvus(ABC):
     """A collection with its index loaded; each caller is a thread of one client."""
 
     least, most = 4, 65_536
@@ -60,9 +61,9 @@ class _Milvus:
         utility.wait_for_index_building_complete("points", timeout=TIMEOUT_S)
         self._collection.load(timeout=TIMEOUT_S)
 
+    @abstractmethod
     def build_parameters(self, dim: int) -> dict[str, Any]:
         """Of the index, besides its type."""
-        raise NotImplementedError
 
     def search_parameters(self) -> dict[str, Any]:
         """Of a search."""
