@@ -46,19 +46,27 @@ class ByteBudget:
         """The ceiling."""
         return self._bytes_max
 
-    @contextlib.contextmanager
-    def holding(self, size_bytes: int) -> Iterator[None]:
-        """Holds a request's bytes while it is worked on. Raises `ResourceExhausted` (OVERLOADED)."""
+    def take(self, size_bytes: int) -> None:
+        """Takes a request's bytes before it is worked on. Raises `ResourceExhausted` (OVERLOADED)."""
         if not self._has_room(size_bytes):
             raise ResourceExhausted(
                 f"{self._what}: {size_bytes} bytes are asked for, {self._held} of {self._bytes_max} are under way"
             )
         self._held += size_bytes
+
+    def give_back(self, size_bytes: int) -> None:
+        """Gives back what was taken."""
+        self._held -= size_bytes
+        self._freed.set()
+
+    @contextlib.contextmanager
+    def holding(self, size_bytes: int) -> Iterator[None]:
+        """Takes a request's bytes, and gives them back when it is done. Raises as `take` does."""
+        self.take(size_bytes)
         try:
             yield
         finally:
-            self._held -= size_bytes
-            self._freed.set()
+            self.give_back(size_bytes)
 
     async def room_for(self, size_bytes: int) -> None:
         """Waits until a request of so many bytes would be admitted: for a sender that can be made to wait, as a stream's."""

@@ -4,28 +4,34 @@ It neither merges (merge.py) nor knows who waits (searches.py). A node is asked 
 cannot answer costs its own part: it ends in `missing` with a reason of docs/errors.md, never in an exception.
 
 A shard whose map was stale is asked once more, wherever a newer map says that it lives.
+
+The usual way, a question over the nodes' streams, is made of callbacks and has no task: the event loop's turns, and all that
+makes a task, would cost a lone query more than asking and merging does. What is large, or asked again, has a task.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Coroutine, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from functools import partial
+from typing import Any, Final
 
 import numpy as np
 
 from router.deadline import Deadline
 from router.freshness import newer_state
 from router.merge import ShardAnswer
+from router.node_stream import Outcome
 from router.nodes import Node, NodePool
 from router.replica_choice import read_replica
 from router.validation import Matrix, SearchOptions
 from vectorfleet import errors
 from vectorfleet.cluster.coordinator import Coordinator
 from vectorfleet.cluster.placement import placement_for
-from vectorfleet.cluster.shard_map import CollectionRecord, ShardAssignment
+from vectorfleet.cluster.shard_map import ClusterState, CollectionRecord, ShardAssignment
 from vectorfleet.internal.v1 import shard_service_pb2
 from vectorfleet.telemetry.work import Work, current
 from vectorfleet.v1 import types_pb2
@@ -38,6 +44,8 @@ STREAMED_BYTES_MAX: Final = 1 << 20
 
 
 _LATE: Final = frozenset({"DEADLINE_EXCEEDED", "OVERLOADED"})
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,27 +63,69 @@ class Question:
 
 @dataclass(slots=True)
 class Answers:
-    """What came back so far."""
+    """What came back so far, and who still owes an answer."""
 
     shards_total: int
+    came: Callable[[], None]
+    """Called when the last of those who were asked has answered or failed; but not by `Fanout.ask`, nor after `give_up`."""
+    asked: Sequence[ShardAssignment] = ()
+    """The shards that a whole answer speaks for."""
     answered: dict[int, ShardAnswer] = field(default_factory=dict)
     missing: dict[int, types_pb2.MissingShard] = field(default_factory=dict)
+    owed: dict[Hashable, Callable[[], object]] = field(default_factory=dict)
+    """What gives up each of the calls that are under way."""
+
+    def settle(self, call: Hashable) -> None:
+        """A call has ended."""
+        if self.owed.pop(call, None) is not None and not self.owed:
+            self.came()
+
+    def give_up(self) -> None:
+        """Ends the calls that are under way."""
+        owed, self.owed = self.owed, {}
+        self.came = _nothing  # whoever waited most likely holds these answers: no circle for the garbage collector
+        for give_up in owed.values():
+            give_up()
 
     def share_in_time(self) -> float:
         """Of the shards, those that were not late: what is missing for another reason took no time."""
-        late = sum(missing.reason in _LATE for missing in self.missing.values())
+        late = 0
+        for missing in self.missing.values():
+            late += missing.reason in _LATE
         return 1 - late / self.shards_total
 
-    def coverage(self, asked: Sequence[int]) -> types_pb2.Coverage:
+    def coverage(self) -> types_pb2.Coverage:
         """Who answered; shards that said nothing yet are missing because the time is up."""
-        missing = []
-        for shard in asked:
-            if shard not in self.answered:
+        coverage = types_pb2.Coverage(shards_total=self.shards_total, shards_answered=len(self.answered))
+        for shard in self.asked:
+            if shard.shard not in self.answered:
                 late = types_pb2.MissingShard(
-                    shard=shard, reason="DEADLINE_EXCEEDED", message="the shard did not answer in time"
+                    shard=shard.shard, reason="DEADLINE_EXCEEDED", message="the shard did not answer in time"
                 )
-                missing.append(self.missing.get(shard, late))
-        return types_pb2.Coverage(shards_total=self.shards_total, shards_answered=len(self.answered), missing=missing)
+                coverage.missing.append(self.missing.get(shard.shard, late))
+        return coverage
+
+
+@dataclass(slots=True, eq=False)
+class _Errand:
+    """What one node is asked of a question, by whom it is told, and what for."""
+
+    question: Question
+    node_id: str
+    node: Node
+    shards: Sequence[ShardAssignment]
+    answers: Answers
+    deadline: Deadline
+    epoch: int
+    again: bool
+    asked_by: Work
+    work: Work
+    forget: Callable[[], None] = lambda: None
+
+    def give_up(self) -> None:
+        """Nobody waits for it any more."""
+        self.forget()
+        self.work.end("CANCELLED")
 
 
 class Fanout:
@@ -84,12 +134,45 @@ class Fanout:
     def __init__(self, coordinator: Coordinator, nodes: NodePool) -> None:
         self._coordinator = coordinator
         self._nodes = nodes
+        self._state = coordinator.state
+        self._visited: dict[str, tuple[CollectionRecord, tuple[ShardAssignment, ...]]] = {}
 
-    def ask(self, question: Question, answers: Answers, deadline: Deadline) -> list[asyncio.Task[None]]:
-        """Asks all shards of a question; returns the tasks that fill `answers`, and raise nothing but cancellation."""
-        shards = {shard.shard: shard for shard in question.record.shards}
-        asked = [shards[number] for number in placement_for(question.record).shards_to_search()]
-        return self._ask(question, asked, answers, deadline, self._coordinator.state.epoch)
+    def ask(self, question: Question, answers: Answers, deadline: Deadline, work: Work) -> None:
+        """Asks all shards of a question.
+
+        Args:
+            question: what they are asked.
+            answers: fills as they answer; nothing is owed where nobody could be asked.
+            deadline: until when they may work on it.
+            work: gets a part for each node.
+        """
+        state = self._coordinator.state
+        answers.asked = self._visits(question.record, state)
+        self._ask(question, answers.asked, answers, deadline, state, work)
+
+    async def answer(self, question: Question, deadline: Deadline) -> Answers:
+        """Asks all shards, and waits until none owes an answer; the caller bounds the wait."""
+        whole = asyncio.Event()
+        answers = Answers(len(question.record.shards), whole.set)
+        try:
+            self.ask(question, answers, deadline, current())
+            if answers.owed:
+                await whole.wait()
+        finally:
+            answers.give_up()
+        return answers
+
+    def _visits(self, record: CollectionRecord, state: ClusterState) -> tuple[ShardAssignment, ...]:
+        """The shards that a search must visit: worked out once for each state of the cluster."""
+        if state is not self._state:
+            self._state = state
+            self._visited.clear()
+        known = self._visited.get(record.uid)
+        if known is None or known[0] is not record:
+            by_number = {shard.shard: shard for shard in record.shards}
+            visits = tuple(by_number[number] for number in placement_for(record).shards_to_search())
+            known = self._visited[record.uid] = record, visits
+        return known[1]
 
     def _ask(
         self,
@@ -97,95 +180,109 @@ class Fanout:
         shards: Sequence[ShardAssignment],
         answers: Answers,
         deadline: Deadline,
-        epoch: int,
+        state: ClusterState,
+        work: Work,
         *,
         again: bool = False,
-    ) -> list[asyncio.Task[None]]:
+    ) -> None:
         by_node: defaultdict[str, list[ShardAssignment]] = defaultdict(list)
-        state = self._coordinator.state
         for shard in shards:
             by_node[read_replica(shard, lambda node: self._nodes.reachable(node, state))].append(shard)
-        tasks = []
+        light = _travels_light(question)
         for node_id, group in by_node.items():
             node = self._nodes.find(node_id, state)
             if node is None or node.circuit.open:
                 why = f"node {node_id} does not answer" if node_id else "no node holds the shard yet"
                 for shard in group:
                     _miss(answers, shard.shard, "SHARD_UNAVAILABLE", why)
+                continue
+            part = work.part("node", calls_out=True)
+            part.facts["node"] = node_id
+            errand = _Errand(question, node_id, node, group, answers, deadline, state.epoch, again, work, part)
+            if light:
+                self._send(errand)
             else:
-                asking = self._ask_node(question, node_id, node, group, answers, deadline, epoch, again)
-                tasks.append(asyncio.create_task(asking))
-        return tasks
+                self._spawn(answers, self._call(errand))
 
-    async def _ask_node(
-        self,
-        question: Question,
-        node_id: str,
-        node: Node,
-        shards: Sequence[ShardAssignment],
-        answers: Answers,
-        deadline: Deadline,
-        epoch: int,
-        again: bool,
-    ) -> None:
-        with current().part("node", calls_out=True) as work:
-            work.facts["node"] = node_id
-            outcomes = await self._outcomes(question, node, shards, deadline, epoch, work)
-            failed = (outcome.reason for outcome in outcomes.values() if not isinstance(outcome, ShardAnswer))
-            work.end(next(failed, ""))
+    def _send(self, errand: _Errand) -> None:
+        """Asks a node over its stream."""
+        message = shard_service_pb2.SearchStreamRequest()
+        _fill(message.request, errand)  # in place: a message that is put into another is copied
+        for name, value in errand.work.outgoing:
+            message.request.context[name] = value
+        errand.forget = errand.node.ask(message, errand.deadline.remaining_s(), partial(self._told, errand))
+        errand.answers.owed[errand] = errand.give_up
 
+    async def _call(self, errand: _Errand) -> None:
+        """Asks a node in a call of its own."""
+        request = shard_service_pb2.SearchRequest()
+        _fill(request, errand)
+        outcome: Outcome
+        with errand.work:
+            try:
+                outcome = await errand.node.call(
+                    errand.node.stub.Search(request, timeout=errand.deadline.remaining_s())
+                )
+            except errors.VectorfleetError as error:
+                outcome = error
+            self._told(errand, outcome)
+
+    def _told(self, errand: _Errand, outcome: Outcome) -> None:
+        """Takes what a node said: each of its shards has answered, or has failed."""
+        answers, work = errand.answers, errand.work
+        results: dict[int, shard_service_pb2.ShardResult] = {}
+        if not isinstance(outcome, errors.VectorfleetError):
+            results = {result.shard: result for result in outcome.results}
+            work.facts["shards_us"] = {shard: _stages(result) for shard, result in results.items()}
         stale = []
-        for shard in shards:
-            outcome = outcomes[shard.shard]
-            if isinstance(outcome, ShardAnswer):
-                answers.answered[shard.shard] = outcome
-            elif outcome.reason == "STALE_SHARD_MAP" and not again:
+        failed = ""
+        for shard in errand.shards:
+            told = (
+                outcome
+                if isinstance(outcome, errors.VectorfleetError)
+                else _read(results.get(shard.shard), errand.question)
+            )
+            if isinstance(told, ShardAnswer):
+                answers.answered[shard.shard] = told
+                continue
+            failed = failed or told.reason
+            if told.reason == "STALE_SHARD_MAP" and not errand.again:
                 stale.append(shard.shard)
             else:
-                reason = "SHARD_UNAVAILABLE" if outcome.reason == "UNREACHABLE" else outcome.reason
-                _miss(answers, shard.shard, reason, f"node {node_id}: {outcome.message}")
+                reason = "SHARD_UNAVAILABLE" if told.reason == "UNREACHABLE" else told.reason
+                _miss(answers, shard.shard, reason, f"node {errand.node_id}: {told.message}")
+        work.end(failed)
         if stale:
-            await self._ask_again(question, stale, answers, deadline, epoch)
+            self._spawn(answers, self._ask_again(errand, stale))
+        answers.settle(errand)
 
-    async def _outcomes(
-        self,
-        question: Question,
-        node: Node,
-        shards: Sequence[ShardAssignment],
-        deadline: Deadline,
-        epoch: int,
-        work: Work,
-    ) -> dict[int, ShardAnswer | errors.VectorfleetError]:
-        """Asks a node for its shards; each has answered, or has failed."""
-        message = shard_service_pb2.SearchStreamRequest()
-        _fill(message.request, question, shards, epoch)  # in place: a message that is put into another is copied
-        try:
-            if _travels_light(question):
-                for name, value in work.outgoing:
-                    message.request.context[name] = value
-                response = await node.search(message, deadline.remaining_s())
-            else:
-                response = await node.call(node.stub.Search(message.request, timeout=deadline.remaining_s()))
-        except errors.VectorfleetError as error:
-            return dict.fromkeys((shard.shard for shard in shards), error)
-        by_shard = {result.shard: result for result in response.results}
-        work.facts["shards_us"] = {
-            result.shard: {stage: took_us for stage, took_us in zip(_STAGES, result.stage_us, strict=False) if took_us}
-            for result in response.results
-        }
-        return {shard.shard: _read(by_shard.get(shard.shard), question) for shard in shards}
-
-    async def _ask_again(
-        self, question: Question, stale: Sequence[int], answers: Answers, deadline: Deadline, epoch: int
-    ) -> None:
-        state = await newer_state(self._coordinator, epoch, deadline)
-        record = state.by_uid(question.record.uid)
+    async def _ask_again(self, errand: _Errand, stale: Sequence[int]) -> None:
+        answers, deadline = errand.answers, errand.deadline
+        state = await newer_state(self._coordinator, errand.epoch, deadline)
+        record = state.by_uid(errand.question.record.uid)
         if record is None:
             for number in stale:
                 _miss(answers, number, "COLLECTION_NOT_FOUND", "the collection was deleted meanwhile")
             return
         shards = [shard for shard in record.shards if shard.shard in stale]
-        await asyncio.gather(*self._ask(question, shards, answers, deadline, state.epoch, again=True))
+        self._ask(errand.question, shards, answers, deadline, state, errand.asked_by, again=True)
+
+    def _spawn(self, answers: Answers, steps: Coroutine[Any, Any, None]) -> None:
+        """Lets a task be among what is owed."""
+
+        def ended(task: asyncio.Task[None]) -> None:
+            if not task.cancelled() and (error := task.exception()) is not None:
+                _log.error("a node could not be asked", exc_info=error)
+            answers.settle(task)
+
+        task = asyncio.create_task(steps)
+        answers.owed[task] = task.cancel
+        task.add_done_callback(ended)
+
+
+def _stages(result: shard_service_pb2.ShardResult) -> dict[str, int]:
+    """Microseconds by stage, of those that took any."""
+    return {stage: took_us for stage, took_us in zip(_STAGES, result.stage_us, strict=False) if took_us}
 
 
 def _read(result: shard_service_pb2.ShardResult | None, question: Question) -> ShardAnswer | errors.VectorfleetError:
@@ -219,13 +316,12 @@ def _travels_light(question: Question) -> bool:
     return question.vectors.nbytes + hits_bytes <= STREAMED_BYTES_MAX
 
 
-def _fill(
-    request: shard_service_pb2.SearchRequest, question: Question, shards: Sequence[ShardAssignment], epoch: int
-) -> None:
+def _fill(request: shard_service_pb2.SearchRequest, errand: _Errand) -> None:
+    question = errand.question
     options = question.options
     request.collection_uid = question.record.uid
-    request.epoch = epoch
-    for shard in shards:
+    request.epoch = errand.epoch
+    for shard in errand.shards:
         request.targets.add(shard=shard.shard, min_seqno=question.min_seqno.get(shard.shard, 0))
     request.vectors = question.vectors.tobytes()
     request.query_count = len(question.vectors)
@@ -238,6 +334,9 @@ def _fill(
     request.background = question.background
     if options.wanted:
         request.filter.MergeFromString(options.wanted)
+
+
+def _nothing() -> None: ...
 
 
 def _miss(answers: Answers, shard: int, reason: str, message: str) -> None:

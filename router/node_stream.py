@@ -3,6 +3,9 @@
 A search over a stream costs about half of a call of its own, in time and in work, on both sides. The stream is opened by the
 first search, and again by the first one after it broke. What waits when it breaks fails; nothing is sent twice.
 
+Who asks is told by a callback, in the very step in which the answer is read: a future or a task of each search would cost the
+event loop a turn, and every search pays for each of its turns.
+
 Invariants: an answer reaches the search whose number it carries, or nobody; each search ends when the stream does.
 """
 
@@ -11,7 +14,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-from typing import TYPE_CHECKING, Any, Final
+import logging
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import grpc
 from google.rpc import status_pb2
@@ -24,6 +31,12 @@ if TYPE_CHECKING:
 
 TIMEOUT_MS_MAX: Final = 2**32 - 1
 
+Outcome: TypeAlias = "shard_service_pb2.SearchResponse | errors.VectorfleetError"
+Told: TypeAlias = Callable[[Outcome], None]
+"""Hears what a search came to."""
+
+_log = logging.getLogger(__name__)
+
 
 class NodeStream:
     """All searches of one router that one node has not answered yet. Belongs to one event loop."""
@@ -33,23 +46,25 @@ class NodeStream:
         self._open: _OpenStream | None = None
         self._numbers = itertools.count(1)
 
-    async def search(
-        self, message: shard_service_pb2.SearchStreamRequest, timeout_s: float
-    ) -> shard_service_pb2.SearchResponse:
-        """Sends a search, and waits for its answer; the caller bounds the wait.
+    def ask(self, message: shard_service_pb2.SearchStreamRequest, timeout_s: float, told: Told) -> Callable[[], None]:
+        """Sends a search; the caller bounds the wait.
 
         Args:
             message: its `request` is filled, the rest is set here.
             timeout_s: for how long the node shall work on it.
+            told: hears, later and once, the answer or the error: the node's own, or `Unavailable`, UNREACHABLE, where the
+                stream broke. It raises nothing.
 
-        Raises:
-            VectorfleetError: the node's own; `Unavailable`, UNREACHABLE, where the stream broke.
+        Returns:
+            What gives the search up: nothing is told any more, and the node learns of it. No effect once it was told.
         """
-        if self._open is None or self._open.ended:
-            self._open = _OpenStream(self._stub.SearchStream())
+        stream = self._open
+        if stream is None or stream.ended:
+            stream = self._open = _OpenStream(self._stub.SearchStream())
         message.request_id = number = next(self._numbers)
         message.timeout_ms = min(TIMEOUT_MS_MAX, max(1, int(timeout_s * 1000)))
-        return await self._open.ask(number, message)
+        stream.ask(number, message, told)
+        return partial(stream.forget, number)
 
     def retire(self) -> None:
         """Lets the stream end by itself, once what waits is answered: nothing more is asked here."""
@@ -64,47 +79,59 @@ class NodeStream:
 
 class _OpenStream:
     def __init__(self, call: Any) -> None:
+        self.ended = False
         self._call = call
-        self._waiting: dict[int, asyncio.Future[shard_service_pb2.SearchResponse]] = {}
+        self._waiting: dict[int, Told] = {}
         # Bounded by what its callers admit: each of them waits for its answer.
-        self._outgoing: asyncio.Queue[shard_service_pb2.SearchStreamRequest | None] = asyncio.Queue()
+        self._outgoing: deque[shard_service_pb2.SearchStreamRequest] = deque()
+        self._retired = False
+        self._idle: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._writer = asyncio.create_task(self._write())
         self._reader = asyncio.create_task(self._read())
 
-    @property
-    def ended(self) -> bool:
-        return bool(self._call.done())
+    def ask(self, number: int, message: shard_service_pb2.SearchStreamRequest, told: Told) -> None:
+        self._waiting[number] = told
+        self._send(message)
+
+    def forget(self, number: int) -> None:
+        if self._waiting.pop(number, None) is not None:
+            self._send(shard_service_pb2.SearchStreamRequest(request_id=number))
 
     def retire(self) -> None:
-        self._outgoing.put_nowait(None)
+        self._retired = True
+        self._wake()
 
     def end(self) -> None:
+        self.ended = True
         self._call.cancel()
 
-    async def ask(
-        self, number: int, message: shard_service_pb2.SearchStreamRequest
-    ) -> shard_service_pb2.SearchResponse:
-        answer: asyncio.Future[shard_service_pb2.SearchResponse] = asyncio.get_running_loop().create_future()
-        self._waiting[number] = answer
-        self._outgoing.put_nowait(message)
-        try:
-            return await answer
-        finally:
-            if self._waiting.pop(number, None) is not None:  # the caller has gone
-                self._outgoing.put_nowait(shard_service_pb2.SearchStreamRequest(request_id=number))
+    def _send(self, message: shard_service_pb2.SearchStreamRequest) -> None:
+        self._outgoing.append(message)
+        self._wake()
+
+    def _wake(self) -> None:
+        if not self._idle.done():
+            self._idle.set_result(None)
 
     async def _write(self) -> None:
         # In a task of its own: who is cancelled while gRPC writes takes the whole stream along.
         with contextlib.suppress(grpc.RpcError, asyncio.InvalidStateError):
-            while (message := await self._outgoing.get()) is not None:
-                await self._call.write(message)
+            while True:
+                while self._outgoing:
+                    await self._call.write(self._outgoing.popleft())
+                if self._retired:
+                    break
+                self._idle = asyncio.get_running_loop().create_future()
+                await self._idle
             await self._call.done_writing()
 
     async def _read(self) -> None:
         error: errors.VectorfleetError = errors.Unavailable("the node ended the stream", reason="UNREACHABLE")
         try:
             while (response := await self._call.read()) is not grpc.aio.EOF:
-                self._settle(response)
+                told = self._waiting.pop(response.request_id, None)
+                if told is not None:
+                    _tell(told, _outcome(response))
         except grpc.aio.AioRpcError as broken:
             error = errors.from_rpc_error(broken)
             if isinstance(error, errors.InternalError):
@@ -113,18 +140,22 @@ class _OpenStream:
         except asyncio.CancelledError:
             error = errors.Unavailable("it is given up", reason="UNREACHABLE")
         finally:
+            self.ended = True
             self._call.cancel()
             self._writer.cancel()
             waiting, self._waiting = self._waiting, {}
-            for answer in waiting.values():
-                if not answer.done():
-                    answer.set_exception(error)
+            for told in waiting.values():
+                _tell(told, error)
 
-    def _settle(self, response: shard_service_pb2.SearchStreamResponse) -> None:
-        answer = self._waiting.pop(response.request_id, None)
-        if answer is None or answer.done():
-            return
-        if response.WhichOneof("outcome") == "error":
-            answer.set_exception(errors.from_status(status_pb2.Status.FromString(response.error)))
-        else:
-            answer.set_result(response.response)
+
+def _outcome(response: shard_service_pb2.SearchStreamResponse) -> Outcome:
+    if response.WhichOneof("outcome") == "error":
+        return errors.from_status(status_pb2.Status.FromString(response.error))
+    return response.response
+
+
+def _tell(told: Told, outcome: Outcome) -> None:
+    try:
+        told(outcome)
+    except Exception:  # a defect: it must not end the stream, on which others wait
+        _log.exception("the answer to a search could not be taken")

@@ -11,14 +11,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
 import grpc
 
 from router.circuit import Circuit
-from router.node_stream import NodeStream
+from router.node_stream import NodeStream, Outcome, Told
 from vectorfleet import errors
 from vectorfleet.cluster.coordinator import Coordinator
 from vectorfleet.cluster.shard_map import ClusterState
@@ -85,19 +85,16 @@ class Node:
         self.circuit.answered()
         return response
 
-    async def search(
-        self, message: shard_service_pb2.SearchStreamRequest, timeout_s: float
-    ) -> shard_service_pb2.SearchResponse:
-        """Searches over the node's stream; otherwise as `call`. See `NodeStream.search`."""
+    def ask(self, message: shard_service_pb2.SearchStreamRequest, timeout_s: float, told: Told) -> Callable[[], None]:
+        """Searches over the node's stream, as `NodeStream.ask` does, and remembers whether it was answered."""
         self.circuit.asked(time.monotonic())
-        try:
-            response = await self.stream.search(message, timeout_s)
-        except errors.VectorfleetError as error:
-            if error.reason not in _SILENCE:
+
+        def heard(outcome: Outcome) -> None:
+            if not isinstance(outcome, errors.VectorfleetError) or outcome.reason not in _SILENCE:
                 self.circuit.answered()
-            raise
-        self.circuit.answered()
-        return response
+            told(outcome)
+
+        return self.stream.ask(message, timeout_s, heard)
 
     def give_up(self) -> None:
         """Ends all calls that wait for this node."""

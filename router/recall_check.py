@@ -16,19 +16,18 @@ import logging
 import secrets
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from router.deadline import Deadline
-from router.fanout import Answers, Fanout, Question
+from router.fanout import Fanout, Question
 from router.merge import merge
 from router.metrics import RouterMetrics
 from router.searches import Share
 from router.validation import Matrix, SearchOptions
-from vectorfleet.cluster.placement import placement_for
 from vectorfleet.cluster.shard_map import CollectionRecord
 from vectorfleet.v1 import types_pb2
 
@@ -85,7 +84,7 @@ class RecallChecks:
         self._due_s = float("inf")
         row = secrets.randbelow(len(vectors))
         first, last = share.winners.offsets[share.first_query + row : share.first_query + row + 2]
-        again = replace(options, exact=True, with_payload=False, with_vector=False)
+        again = options._replace(exact=True, with_payload=False, with_vector=False)
         self._taken.put_nowait(
             _Sample(record, vectors[row : row + 1], again, min_seqno, share.winners.scores[first:last])
         )
@@ -108,11 +107,10 @@ class RecallChecks:
         if self._busy():
             return "dropped"
         question = Question(sample.record, sample.vector, sample.options, sample.min_seqno, background=True)
-        answers = Answers(len(sample.record.shards))
         deadline = Deadline.after(TIMEOUT_S)
         async with asyncio.timeout_at(deadline.at_s):
-            await asyncio.gather(*self._fanout.ask(question, answers, deadline))
-        missing = answers.coverage(placement_for(sample.record).shards_to_search()).missing
+            answers = await self._fanout.answer(question, deadline)
+        missing = answers.coverage().missing
         if missing:
             return "dropped" if {one.reason for one in missing} == {"OVERLOADED"} else "failed"
         descending = sample.record.metric != types_pb2.METRIC_L2

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import replace
 from typing import Any, Final
 
 import grpc
@@ -79,8 +78,7 @@ class SearchService:
     ) -> search_service_pb2.SearchResponse:
         """Answers 1 to 1,024 queries."""
         deadline = Deadline.of_caller(context.time_remaining(), limits.SEARCH_TIMEOUT_DEFAULT_S)
-        async with asyncio.timeout_at(deadline.at_s):
-            return await self._answer(request, deadline)
+        return await self._answer(request, deadline)
 
     async def search_stream(
         self,
@@ -111,31 +109,43 @@ class SearchService:
         min_seqno = tokens.read(request.consistency_token, record)
         self._searches.refuse_late(record, options, min_seqno, len(request.queries), deadline)
         queries = validation.queries(request, record.dim)
-        skip = dict(zip(queries.text_rows, queries.texts, strict=True))
         validation.check_vectors(
             queries.vectors,
             record.metric,
             lambda row: f"queries[{row}].{request.queries[row].WhichOneof('query')}",
-            skip=skip,
+            skip=frozenset(queries.text_rows),
         )
         work.lap("validate")
-        with self._budget.holding(_bytes_at_most(record, len(queries.vectors), options)):
-            vectors = await embed_texts(
-                self._embedder, queries, record, Purpose.QUERY, lambda row: f"queries[{row}].text", deadline
-            )
+        size_bytes = _bytes_at_most(record, len(queries.vectors), options)
+        self._budget.take(size_bytes)
+        try:
+            vectors = queries.vectors
             if queries.texts:
+                vectors = await embed_texts(
+                    self._embedder, queries, record, Purpose.QUERY, lambda row: f"queries[{row}].text", deadline
+                )
                 work.lap("embed")
-            share = await self._search(record, vectors, options, min_seqno, deadline)
+            try:
+                share = await self._searches.search(record, vectors, options, min_seqno, deadline)
+            except errors.ResourceExhausted as error:
+                if error.reason != "RESPONSE_TOO_LARGE" or not (options.with_payload or options.with_vector):
+                    raise
+                share = await self._search_twice(record, vectors, options, min_seqno, deadline)
             work.skip()
             work.facts["coverage"] = f"{share.coverage.shards_answered}/{share.coverage.shards_total}"
             self._metrics.answered(record, share.coverage)
             self._checks.offer(record, vectors, options, min_seqno, share)
             _demand(min_coverage, share)
-            response = await _render(share, record.dim, options, packed=request.packed)
+            if len(share.winners.ids) <= MERGE_ON_LOOP_MAX:
+                response = search_response(share, record.dim, options, packed=request.packed)
+            else:
+                response = await asyncio.to_thread(search_response, share, record.dim, options, packed=request.packed)
             work.lap("render")
             return response
+        finally:
+            self._budget.give_back(size_bytes)
 
-    async def _search(
+    async def _search_twice(
         self,
         record: CollectionRecord,
         vectors: Matrix,
@@ -143,13 +153,8 @@ class SearchService:
         min_seqno: Mapping[int, int],
         deadline: Deadline,
     ) -> Share:
-        """Searches, with what hits carry; in two rounds where that does not fit the messages of one."""
-        try:
-            return await self._searches.search(record, vectors, options, min_seqno, deadline)
-        except errors.ResourceExhausted as error:
-            if error.reason != "RESPONSE_TOO_LARGE" or not (options.with_payload or options.with_vector):
-                raise
-        bare = replace(options, with_payload=False, with_vector=False)
+        """Searches, and then looks up what hits carry: for where that does not fit the messages of one round."""
+        bare = options._replace(with_payload=False, with_vector=False)
         share = await self._searches.search(record, vectors, bare, min_seqno, deadline)
         return await contents.looked_up(self._reads, record, share, options, deadline)
 
@@ -163,10 +168,10 @@ class SearchService:
 
 def _bytes_at_most(record: CollectionRecord, queries: int, options: SearchOptions) -> int:
     """What a search may come to hold: its hits, or what the nodes' messages and the answer can carry of them."""
-    messages = 1 + len({shard.primary for shard in record.shards})
-    hits_bytes = min(
-        queries * options.k * options.hit_bytes(record.dim), messages * limits.MESSAGE_BYTES_MAX, SEARCH_BYTES_MAX // 4
-    )
+    hits_bytes = queries * options.k * options.hit_bytes(record.dim)
+    if hits_bytes > limits.MESSAGE_BYTES_MAX:
+        messages = 1 + len({shard.primary for shard in record.shards})
+        hits_bytes = min(hits_bytes, messages * limits.MESSAGE_BYTES_MAX, SEARCH_BYTES_MAX // 4)
     return queries * 4 * record.dim + hits_bytes
 
 
@@ -182,9 +187,3 @@ def _demand(min_coverage: float, share: Share) -> None:
             f"shard {first.shard}: {first.reason}, {first.message}",
             reason="TOO_FEW_SHARDS",
         )
-
-
-async def _render(share: Share, dim: int, options: SearchOptions, *, packed: bool) -> search_service_pb2.SearchResponse:
-    if len(share.winners.ids) <= MERGE_ON_LOOP_MAX:
-        return search_response(share, dim, options, packed=packed)
-    return await asyncio.to_thread(search_response, share, dim, options, packed=packed)

@@ -74,8 +74,7 @@ def answer_stream(
             deadline = Deadline.of_caller(request.timeout_ms / 1000 or None, limits.SEARCH_TIMEOUT_DEFAULT_S)
             deadline = deadline if whole is None else min(deadline, whole)
             with _claimed(open_ids, request.request_id):
-                async with asyncio.timeout_at(deadline.at_s):
-                    response.response.CopyFrom(await answer(request.request, deadline))
+                response.response.CopyFrom(await answer(request.request, deadline))
         except Exception as error:
             response.error = errors.to_status(serving.as_vectorfleet_error(error, "SearchStream")).SerializeToString()
         return response

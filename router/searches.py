@@ -5,6 +5,9 @@ its own deadline: one that cannot wait longer gets what came back so far, while 
 A caller that went away is dropped before its batch leaves; one that would be answered too late is refused when it comes
 (`punctuality`).
 
+The way of a usual batch is made of callbacks: it leaves in the step in which its caller comes, and is merged in the step in which
+its last node answers. One clock watches the deadlines of all callers.
+
 Invariant: every search that was admitted is answered, refused or cancelled; `close` leaves no task behind.
 """
 
@@ -12,22 +15,22 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Final, TypeAlias
+from collections.abc import Coroutine, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 
+from router.alarm import Alarm
 from router.deadline import Deadline
 from router.fanout import Answers, Fanout, Question
 from router.merge import ShardAnswer, Winners, merge
 from router.validation import Matrix, SearchOptions
 from vectorfleet import errors, limits
-from vectorfleet.cluster.placement import placement_for
 from vectorfleet.cluster.shard_map import CollectionRecord
 from vectorfleet.lanes import Lanes
 from vectorfleet.punctuality import Punctuality
-from vectorfleet.telemetry.work import Work, current, shared
+from vectorfleet.telemetry.work import Work, current, reason_of, shared
 from vectorfleet.v1 import types_pb2
 
 QUEUED_QUERIES_MAX: Final = 16 * limits.QUERIES_MAX
@@ -50,18 +53,43 @@ class Share:
 
 
 @dataclass(slots=True, eq=False)
-class _Waiting:
+class _Caller:
     record: CollectionRecord
     vectors: Matrix
-    deadline: Deadline
+    answer_by_s: float
     punctuality: Punctuality
+    work: Work
     share: asyncio.Future[Share]
-    work: Work = field(default_factory=current)
-    """Whose it is."""
+    batch: _Batch | None = None
+    """What it waits for; None: it waits to travel, or is being settled."""
+
+
+@dataclass(slots=True, eq=False)
+class _Batch:
+    """Callers whose queries are asked together."""
+
+    callers: list[_Caller]
+    """Queries are in their order."""
+    question: Question
+    answers: Answers
+    work: Work
+    ended: asyncio.Future[None]
+    started_s: float
+    waiting: int
+    """Callers that have not got their share, nor gone."""
+
+    def left(self, callers: int, error: str = "") -> None:
+        """So many of its callers wait no longer; the batch ends with the last one."""
+        self.waiting -= callers
+        if not self.waiting:
+            self.answers.give_up()
+            self.work.end(error)
+            if not self.ended.done():  # by `Lanes.close`
+                self.ended.set_result(None)
 
 
 def _lane(record: CollectionRecord, options: SearchOptions, min_seqno: Mapping[int, int]) -> LaneKey:
-    return record.uid, options, tuple(sorted(min_seqno.items()))
+    return record.uid, options, tuple(sorted(min_seqno.items())) if min_seqno else ()
 
 
 class Searches:
@@ -69,11 +97,14 @@ class Searches:
 
     def __init__(self, fanout: Fanout, *, in_flight_max: int = 2) -> None:
         self._fanout = fanout
-        self._lanes: Lanes[LaneKey, _Waiting] = Lanes(
-            self._carry, in_flight_max=in_flight_max, weight_max=limits.QUERIES_MAX
+        self._lanes: Lanes[LaneKey, _Caller] = Lanes(
+            self._leave, in_flight_max=in_flight_max, weight_max=limits.QUERIES_MAX
         )
         self._queued = 0
         self._punctuality: dict[LaneKey, Punctuality] = {}
+        self._callers: set[_Caller] = set()
+        self._alarm = Alarm(self._ring)
+        self._tasks: set[asyncio.Task[None]] = set()
 
     @property
     def queued(self) -> int:
@@ -88,7 +119,7 @@ class Searches:
         min_seqno: Mapping[int, int],
         deadline: Deadline,
     ) -> Share:
-        """Answers validated queries.
+        """Answers validated queries, in time for the answer to reach the caller.
 
         Args:
             record: the collection.
@@ -101,22 +132,29 @@ class Searches:
             ResourceExhausted: OVERLOADED, the queue is full, or so long that the answer would come too late;
                 RESPONSE_TOO_LARGE, the hits do not fit a message.
             NotFound: the collection was deleted meanwhile.
+            DeadlineExceeded: it had to wait for others for too long.
         """
-        if self._queued + len(vectors) > QUEUED_QUERIES_MAX:
+        queries = len(vectors)
+        if self._queued + queries > QUEUED_QUERIES_MAX:
             raise errors.ResourceExhausted(f"{self._queued} queries wait already")
         key = _lane(record, options, min_seqno)
-        punctuality = self._admitted(key, len(vectors), deadline)
-        waiting = _Waiting(record, vectors, deadline, punctuality, asyncio.get_running_loop().create_future())
-        self._queued += len(vectors)
-        self._punctuality[key] = punctuality
-        punctuality.enter(len(vectors))
-        self._lanes.put(key, waiting, len(vectors))
+        punctuality = self._admitted(key, queries, deadline) or self._punctuality.setdefault(key, Punctuality())
+        share: asyncio.Future[Share] = asyncio.get_running_loop().create_future()
+        caller = _Caller(record, vectors, deadline.answer_by_s(), punctuality, current(), share)
+        self._queued += queries
+        self._callers.add(caller)
+        self._alarm.by(caller.answer_by_s)
+        punctuality.enter(queries)
+        self._lanes.put(key, caller, queries)
         try:
-            return await waiting.share
+            return await share
         finally:
-            punctuality.leave(len(vectors))
+            self._callers.discard(caller)
+            punctuality.leave(queries)
             if not punctuality.ahead:
                 self._punctuality.pop(key, None)
+            if caller.batch is not None and share.cancelled():
+                caller.batch.left(1, "CANCELLED")
 
     def refuse_late(
         self,
@@ -129,8 +167,11 @@ class Searches:
         """Refuses, before any work is done for it, a search that `search` would refuse as too late."""
         self._admitted(_lane(record, options, min_seqno), queries, deadline)
 
-    def _admitted(self, key: LaneKey, queries: int, deadline: Deadline) -> Punctuality:
-        punctuality = self._punctuality.get(key) or Punctuality()
+    def _admitted(self, key: LaneKey, queries: int, deadline: Deadline) -> Punctuality | None:
+        """What is ahead of a search; None: nothing is, so that it cannot be late."""
+        punctuality = self._punctuality.get(key)
+        if punctuality is None:
+            return None
         left_s = deadline.remaining_s()
         if not punctuality.admits(queries, left_s, time.monotonic()):
             raise errors.ResourceExhausted(
@@ -141,101 +182,177 @@ class Searches:
 
     async def close(self) -> None:
         """Cancels all searches."""
-        for waiting in await self._lanes.close():
-            waiting.share.cancel()
+        for caller in await self._lanes.close():
+            caller.share.cancel()
+        self._alarm.stop()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    async def _carry(self, key: LaneKey, batch: list[_Waiting]) -> None:
+    def _leave(self, key: LaneKey, callers: list[_Caller]) -> asyncio.Future[None]:
+        """Sends a batch on its way."""
         _, options, min_seqno = key
-        self._queued -= sum(len(waiting.vectors) for waiting in batch)
-        try:
-            here = [waiting for waiting in batch if not waiting.share.done()]
-            for waiting in here:
-                waiting.work.lap("queue")
-            if here:
-                await self._answer(here, options, dict(min_seqno))
-        except Exception as error:  # a defect: each caller reports it, and the router goes on
-            for waiting in batch:
-                if not waiting.share.done():
-                    waiting.share.set_exception(error)
-        finally:
-            for waiting in batch:
-                waiting.share.cancel()  # no effect on those that are answered
-
-    async def _answer(self, batch: list[_Waiting], options: SearchOptions, min_seqno: Mapping[int, int]) -> None:
-        """Asks the shards, and settles each caller when all have answered or its own time is up."""
-        with shared("batch", [waiting.work for waiting in batch]) as work:
-            work.facts["queries"] = sum(len(waiting.vectors) for waiting in batch)
-            await self._ask(batch, options, min_seqno)
-
-    async def _ask(self, batch: list[_Waiting], options: SearchOptions, min_seqno: Mapping[int, int]) -> None:
-        vectors = batch[0].vectors if len(batch) == 1 else np.concatenate([waiting.vectors for waiting in batch])
-        question = Question(batch[-1].record, vectors, options, min_seqno)
-        answers = Answers(len(question.record.shards))
-        answer_by_s = {waiting: waiting.deadline.answer_by_s() for waiting in batch}
-        started_s = time.monotonic()
-        asking = self._fanout.ask(question, answers, Deadline(max(answer_by_s.values())))
-        try:
-            left = batch
-            while left:
-                patience_s = min(answer_by_s[waiting] for waiting in left) - time.monotonic()
-                if asking:
-                    await asyncio.wait(asking, timeout=max(0.0, patience_s))
-                if all(task.done() for task in asking):
-                    for task in asking:
-                        task.result()
-                    # Callers whose time was up before are no work that was done.
-                    in_time = sum(len(waiting.vectors) for waiting in left if not waiting.share.done())
-                    batch[0].punctuality.came_back(started_s, in_time * answers.share_in_time(), time.monotonic())
-                    break
-                now_s = time.monotonic()
-                await self._settle(batch, question, answers, [w for w in left if answer_by_s[w] <= now_s])
-                left = [waiting for waiting in left if not waiting.share.done()]
-        finally:
-            unfinished = [task for task in asking if task.cancel()]
-            await asyncio.gather(*unfinished, return_exceptions=True)
-        await self._settle(batch, question, answers, left)
-
-    async def _settle(
-        self, batch: list[_Waiting], question: Question, answers: Answers, callers: Sequence[_Waiting]
-    ) -> None:
-        """Gives these callers of a batch their share of what came back so far."""
-        if not callers:
-            return
-        reasons = {missing.reason for missing in answers.missing.values()}
-        if "COLLECTION_NOT_FOUND" in reasons:
-            raise errors.NotFound(f"collection {question.record.name} was deleted meanwhile")
-        if reasons & _TOO_LARGE:
-            if len(batch) == 1:
-                raise errors.ResourceExhausted(
-                    "the hits of a shard pass 64 MiB: ask for fewer queries, hits, vectors or payloads",
-                    reason="RESPONSE_TOO_LARGE",
-                )
-            await self._one_by_one(callers, question)
-            return
-        answered = list(answers.answered.values())
-        coverage = answers.coverage(placement_for(question.record).shards_to_search())
-        descending = question.record.metric != types_pb2.METRIC_L2
-        arguments = (answered, len(question.vectors), question.options.k)
-        work = current()
-        work.skip()
-        if sum(len(answer.scores) for answer in answered) <= MERGE_ON_LOOP_MAX:
-            winners = merge(*arguments, descending=descending)
+        ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        here = []
+        for caller in callers:
+            self._queued -= len(caller.vectors)
+            if not caller.share.done():
+                caller.work.lap("queue")
+                here.append(caller)
+        if here:
+            self._ask(here, options, dict(min_seqno), ended)
         else:
-            winners = await asyncio.to_thread(merge, *arguments, descending=descending)
-        work.lap("merge")
-        first = 0
-        wanted = set(callers)
-        for waiting in batch:
-            if waiting in wanted and not waiting.share.done():
-                waiting.share.set_result(Share(answered, winners, first, len(waiting.vectors), coverage))
-            first += len(waiting.vectors)
+            ended.set_result(None)
+        return ended
 
-    async def _one_by_one(self, callers: Sequence[_Waiting], question: Question) -> None:
+    def _ask(
+        self,
+        callers: list[_Caller],
+        options: SearchOptions,
+        min_seqno: Mapping[int, int],
+        ended: asyncio.Future[None],
+    ) -> None:
+        """Asks the shards for callers that travel together."""
+        vectors = callers[0].vectors if len(callers) == 1 else np.concatenate([caller.vectors for caller in callers])
+        question = Question(callers[-1].record, vectors, options, min_seqno)
+        work = shared("batch", [caller.work for caller in callers])
+        work.facts["queries"] = len(vectors)
+        answers = Answers(len(question.record.shards), lambda: self._came(batch))
+        batch = _Batch(callers, question, answers, work, ended, time.monotonic(), len(callers))
+        last_s = 0.0
+        for caller in callers:
+            caller.batch = batch
+            last_s = max(last_s, caller.answer_by_s)
+        try:
+            self._fanout.ask(question, answers, Deadline(last_s), work)
+        except Exception as error:  # a defect: each caller reports it, and the router goes on
+            self._fail(batch, callers, error)
+            return
+        if not answers.owed:
+            self._came(batch)
+
+    def _came(self, batch: _Batch) -> None:
+        """All nodes have answered, or failed."""
+        callers = [caller for caller in batch.callers if caller.batch is batch and not caller.share.done()]
+        in_time = 0  # callers whose time was up before are no work that was done
+        for caller in callers:
+            in_time += len(caller.vectors)
+        pace = batch.callers[0].punctuality
+        pace.came_back(batch.started_s, in_time * batch.answers.share_in_time(), time.monotonic())
+        if callers:
+            self._settle(batch, callers)
+
+    def _ring(self, now_s: float) -> float:
+        """Settles the callers whose time is up; returns when that of the next one is."""
+        late: dict[_Batch | None, list[_Caller]] = {}
+        next_s = float("inf")
+        for caller in self._callers:
+            if caller.share.done():
+                continue
+            if caller.answer_by_s <= now_s:
+                late.setdefault(caller.batch, []).append(caller)
+            else:
+                next_s = min(next_s, caller.answer_by_s)
+        for batch, callers in late.items():
+            if batch is not None:
+                self._settle(batch, callers)
+                continue
+            for caller in callers:
+                caller.share.set_exception(errors.DeadlineExceeded("the deadline passed behind other searches"))
+        return next_s
+
+    def _settle(self, batch: _Batch, callers: Sequence[_Caller]) -> None:
+        """Gives these callers of a batch, which wait for it, their share of what came back so far."""
+        for caller in callers:
+            caller.batch = None
+        self._callers.difference_update(callers)
+        question, answers = batch.question, batch.answers
+        reasons = {missing.reason for missing in answers.missing.values()} if answers.missing else frozenset()
+        try:
+            if "COLLECTION_NOT_FOUND" in reasons:
+                raise errors.NotFound(f"collection {question.record.name} was deleted meanwhile")
+            if not reasons.isdisjoint(_TOO_LARGE):
+                if len(batch.callers) == 1:
+                    raise errors.ResourceExhausted(
+                        "the hits of a shard pass 64 MiB: ask for fewer queries, hits, vectors or payloads",
+                        reason="RESPONSE_TOO_LARGE",
+                    )
+                self._spawn(batch, callers, self._one_by_one(batch, callers))
+                return
+            answered, coverage = list(answers.answered.values()), answers.coverage()
+            hits = 0
+            for answer in answered:
+                hits += len(answer.scores)
+            if hits <= MERGE_ON_LOOP_MAX:
+                self._share_out(batch, callers, answered, _merge(batch, answered), coverage)
+            else:
+                self._spawn(batch, callers, self._merge_aside(batch, callers, answered, coverage))
+        except Exception as error:  # what was raised above, or a defect: each caller reports it, and the router goes on
+            self._fail(batch, callers, error)
+
+    async def _merge_aside(
+        self,
+        batch: _Batch,
+        callers: Sequence[_Caller],
+        answered: Sequence[ShardAnswer],
+        coverage: types_pb2.Coverage,
+    ) -> None:
+        """Merges in a thread what would hold up others."""
+        winners = await asyncio.to_thread(_merge, batch, answered)
+        self._share_out(batch, callers, answered, winners, coverage)
+
+    async def _one_by_one(self, batch: _Batch, callers: Sequence[_Caller]) -> None:
         """Asks for each caller alone: their hits did not fit one message together."""
-        for waiting in callers:
+        for caller in callers:
+            if not caller.share.done():
+                self._callers.add(caller)
+                self._alarm.by(caller.answer_by_s)
+                alone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+                self._ask([caller], batch.question.options, batch.question.min_seqno, alone)
+                await alone
+        batch.left(len(callers))
+
+    def _share_out(
+        self,
+        batch: _Batch,
+        callers: Sequence[_Caller],
+        answered: Sequence[ShardAnswer],
+        winners: Winners,
+        coverage: types_pb2.Coverage,
+    ) -> None:
+        batch.left(len(callers))  # first, so that the next batch leaves before these callers go on
+        wanted = set(callers)
+        first = 0
+        for caller in batch.callers:
+            queries = len(caller.vectors)
+            if caller in wanted and not caller.share.done():
+                caller.share.set_result(Share(answered, winners, first, queries, coverage))
+            first += queries
+
+    def _fail(self, batch: _Batch, callers: Sequence[_Caller], error: Exception) -> None:
+        batch.left(len(callers), reason_of(error))
+        for caller in callers:
+            if not caller.share.done():
+                caller.share.set_exception(error)
+
+    def _spawn(self, batch: _Batch, callers: Sequence[_Caller], steps: Coroutine[Any, Any, None]) -> None:
+        """Settles callers in a task."""
+
+        async def run() -> None:
             try:
-                if not waiting.share.done():
-                    await self._answer([waiting], question.options, question.min_seqno)
-            except errors.VectorfleetError as error:
-                if not waiting.share.done():
-                    waiting.share.set_exception(error)
+                await steps
+            except Exception as error:
+                self._fail(batch, callers, error)
+
+        task = asyncio.create_task(run())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def _merge(batch: _Batch, answered: Sequence[ShardAnswer]) -> Winners:
+    question, work = batch.question, batch.work
+    work.skip()
+    descending = question.record.metric != types_pb2.METRIC_L2
+    winners = merge(answered, len(question.vectors), question.options.k, descending=descending)
+    work.lap("merge")
+    return winners

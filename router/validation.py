@@ -10,9 +10,9 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, NoReturn, Protocol, TypeAlias
+from typing import Any, Final, NamedTuple, NoReturn, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,9 +56,8 @@ class VectorsAndTexts:
     texts: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class SearchOptions:
-    """How a search is to be made: equal options may share a batch."""
+class SearchOptions(NamedTuple):
+    """How a search is to be made: equal options may share a batch. A tuple, since it is hashed several times a search."""
 
     k: int
     nprobe: int = 0
@@ -146,7 +145,7 @@ def queries(request: search_service_pb2.SearchRequest, dim: int) -> VectorsAndTe
     if not 1 <= len(given) <= limits.QUERIES_MAX:
         refuse("queries", f"a call carries 1 to {limits.QUERIES_MAX} queries; this one has {len(given)}")
     chunks = [query.vector for query in given]
-    if all(len(chunk) == 4 * dim for chunk in chunks):
+    if set(map(len, chunks)) == {4 * dim}:
         return VectorsAndTexts(_matrix(b"".join(chunks), dim), (), ())
     return _mixed(given, "query", dim, lambda row, form: f"queries[{row}].{form}")
 
@@ -196,9 +195,7 @@ def point_ids(ids: Sequence[str], field: str) -> list[str]:
     return _ids(list(ids), lambda row: f"{field}[{row}]")
 
 
-def check_vectors(
-    vectors: Matrix, metric: int, field: Callable[[int], str], skip: dict[int, str] | None = None
-) -> None:
+def check_vectors(vectors: Matrix, metric: int, field: Callable[[int], str], skip: Container[int] = ()) -> None:
     """Refuses NaN, infinity, vectors too long for float32 arithmetic, and zero vectors under COSINE.
 
     Args:
@@ -217,7 +214,7 @@ def check_vectors(
     if metric == types_pb2.METRIC_COSINE:
         fine &= squared > 0
     for row in np.flatnonzero(~fine):
-        if skip is None or row not in skip:
+        if row not in skip:
             _refuse_vector(vectors[row], field(int(row)))
 
 

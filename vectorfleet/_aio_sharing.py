@@ -40,7 +40,9 @@ class AioSharing:
         """Takes the way to ask: (calls, how many at once, seconds); tries again where there is use in it."""
         self._ask = ask
         self._lanes: Lanes[shared_call.Lane, _Waiting] = Lanes(
-            self._carry, in_flight_max=shared_call.CALLS_IN_FLIGHT, weight_max=limits.QUERIES_MAX
+            lambda lane, batch: asyncio.create_task(self._carry(lane, batch)),
+            in_flight_max=shared_call.CALLS_IN_FLIGHT,
+            weight_max=limits.QUERIES_MAX,
         )
 
     async def search(self, plan: codec.Search, timeout_s: float) -> SearchResult:

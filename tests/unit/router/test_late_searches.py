@@ -16,6 +16,7 @@ from router.validation import SearchOptions
 from vectorfleet import errors
 from vectorfleet.cluster.shard_map import CollectionRecord, ShardAssignment
 from vectorfleet.punctuality import BURST_S
+from vectorfleet.telemetry.work import Work
 
 SHARD = ShardAssignment(0, 0, 2**64 - 1, 1, "n", ("n",), ("n",))
 RECORD = CollectionRecord("c", "u", 2, 1, (SHARD,))
@@ -29,8 +30,10 @@ class SlowFanout:
     def __init__(self) -> None:
         self.turns = asyncio.Semaphore(0)
 
-    def ask(self, question: Question, answers: Answers, deadline: Deadline) -> list[asyncio.Task[None]]:
-        return [asyncio.create_task(self._answer(question, answers))]
+    def ask(self, question: Question, answers: Answers, deadline: Deadline, work: Work) -> None:
+        task = asyncio.create_task(self._answer(question, answers))
+        answers.owed[task] = task.cancel
+        task.add_done_callback(answers.settle)
 
     async def _answer(self, question: Question, answers: Answers) -> None:
         await self.turns.acquire()

@@ -10,7 +10,7 @@ from typing import Any
 import grpc
 import pytest
 
-from router.node_stream import NodeStream
+from router.node_stream import NodeStream, Outcome
 from shard_server import search_stream
 from tests.unit.shard_server.fake_replica import until
 from vectorfleet import errors, serving
@@ -71,9 +71,16 @@ async def node() -> AsyncIterator[tuple[Node, NodeStream, grpc.aio.Server]]:
 async def ask(stream: NodeStream, k: int) -> int:
     message = pb.SearchStreamRequest()
     message.request.k = k
-    async with asyncio.timeout(PATIENCE_S):
-        answer = await stream.search(message, PATIENCE_S)
-    return answer.results[0].shard
+    told: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+    give_up = stream.ask(message, PATIENCE_S, told.set_result)
+    try:
+        async with asyncio.timeout(PATIENCE_S):
+            outcome = await told
+    finally:
+        give_up()
+    if isinstance(outcome, errors.VectorfleetError):
+        raise outcome
+    return outcome.results[0].shard
 
 
 async def test_each_search_gets_its_own_answer_in_whatever_order_they_are_done() -> None:

@@ -51,17 +51,16 @@ class Asked:
         self.reason = reason
         self.questions: list[Question] = []
 
-    def ask(self, question: Question, answers: Answers, _: object) -> list[asyncio.Task[None]]:
-        return [asyncio.create_task(self._answer(question, answers))]
-
-    async def _answer(self, question: Question, answers: Answers) -> None:
+    async def answer(self, question: Question, _: object) -> Answers:
         self.questions.append(question)
         if self.reason == "defect":
             raise RuntimeError(self.reason)
+        answers = Answers(1, lambda: None, question.record.shards)
         if self.reason:
             answers.missing[0] = types_pb2.MissingShard(shard=0, reason=self.reason)
         else:
             answers.answered[0] = answer(*self.scores)
+        return answers
 
 
 class Checked:
