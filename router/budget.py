@@ -54,7 +54,7 @@ class ByteBudget:
             )
         self._held += size_bytes
 
-    def give_back(self, size_bytes: int) -> None:
+    def give(self, size_bytes: int) -> None:
         """Gives back what was taken."""
         self._held -= size_bytes
         self._freed.set()
@@ -66,7 +66,7 @@ class ByteBudget:
         try:
             yield
         finally:
-            self.give_back(size_bytes)
+            self.give(size_bytes)
 
     async def room_for(self, size_bytes: int) -> None:
         """Waits until a request of so many bytes would be admitted: for a sender that can be made to wait, as a stream's."""

@@ -33,7 +33,7 @@ class Deadline:
     @classmethod
     def of_caller(cls, remaining_s: float | None, default_s: float) -> Deadline:
         """The caller's own deadline, or the server's default where the caller gave none."""
-        return cls.after(default_s if remaining_s is None else remaining_s)
+        return cls(time.monotonic() + (default_s if remaining_s is None else remaining_s))
 
     def remaining_s(self) -> float:
         """Seconds left; 0 when it has passed."""

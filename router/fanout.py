@@ -301,7 +301,7 @@ def _read(result: shard_service_pb2.ShardResult | None, question: Question) -> S
         and len(result.vectors) in (0, 4 * dim * hits)
     )
     counts = np.frombuffer(result.counts, "<u4") if sound else np.empty(0, np.uint32)
-    if not sound or int(counts.sum(dtype=np.int64)) != hits:
+    if not sound or int(np.add.reduce(counts, dtype=np.int64)) != hits:
         return errors.InternalError("the node's answer does not fit the question")
     scores = np.frombuffer(result.scores, "<f4")
     return ShardAnswer(

@@ -17,5 +17,7 @@ def read_replica(assignment: ShardAssignment, reachable: Callable[[str], bool]) 
     The primary comes first, then the other in-sync copies. Where no copy is thought reachable the primary is named all
     the same: the caller then says of which node the shard is missing.
     """
+    if len(assignment.in_sync) <= 1:
+        return assignment.primary
     candidates = (assignment.primary, *(node for node in assignment.in_sync if node != assignment.primary))
     return next((node for node in candidates if node and reachable(node)), assignment.primary)

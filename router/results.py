@@ -36,7 +36,7 @@ def search_response(
     rows = slice(int(bounds[0]), int(bounds[-1]))
     response = search_service_pb2.SearchResponse(coverage=share.coverage)
     hits = response.packed if packed else search_service_pb2.PackedHits()
-    hits.counts = np.diff(bounds).astype("<u4").tobytes()
+    hits.counts = (bounds[1:] - bounds[:-1]).astype("<u4").tobytes()
     hits.ids.extend(winners.ids[rows])
     hits.scores = winners.scores[rows].astype("<f4", copy=False).tobytes()
     if options.wanted:

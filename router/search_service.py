@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Mapping
 from typing import Any, Final
 
 import grpc
@@ -73,12 +73,11 @@ class SearchService:
         }
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(NAME, handlers),))
 
-    async def search(
+    def search(
         self, request: search_service_pb2.SearchRequest, context: grpc.aio.ServicerContext[Any, Any]
-    ) -> search_service_pb2.SearchResponse:
+    ) -> Awaitable[search_service_pb2.SearchResponse]:
         """Answers 1 to 1,024 queries."""
-        deadline = Deadline.of_caller(context.time_remaining(), limits.SEARCH_TIMEOUT_DEFAULT_S)
-        return await self._answer(request, deadline)
+        return self._answer(request, Deadline.of_caller(context.time_remaining(), limits.SEARCH_TIMEOUT_DEFAULT_S))
 
     async def search_stream(
         self,
@@ -143,7 +142,7 @@ class SearchService:
             work.lap("render")
             return response
         finally:
-            self._budget.give_back(size_bytes)
+            self._budget.give(size_bytes)
 
     async def _search_twice(
         self,

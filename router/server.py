@@ -139,6 +139,10 @@ class Router:
         calls = ShardCalls(coordinator, self._nodes)
         reads = Reads(coordinator, self._nodes, calls)
         points = PointService(catalog, Writes(calls), reads, self._embedder, budgets)
+        # First: gRPC asks one service after another, in the order in which they were added, whether a method is its own.
+        watchers = telemetry, counted, self._checks
+        searching = SearchService(catalog, self._searches, reads, self._embedder, self._stopping, *watchers, budgets)
+        searching.install(self._server)
         add_CollectionServiceServicer_to_server(CollectionService(catalog), self._server)
         add_PointServiceServicer_to_server(points, self._server)
         backups = Backups(coordinator, self._nodes, catalog, calls)
@@ -147,9 +151,6 @@ class Router:
             ClusterService(coordinator, self._nodes, backups, diagnostics, budgets), self._server
         )
         add_KeyServiceServicer_to_server(KeyService(coordinator, authenticating=self._access.required), self._server)
-        watchers = telemetry, counted, self._checks
-        searching = SearchService(catalog, self._searches, reads, self._embedder, self._stopping, *watchers, budgets)
-        searching.install(self._server)
         self._health.install(self._server, SERVICES)
 
     async def run(self, stopping: asyncio.Event, on_ready: Callable[[str], None]) -> None:

@@ -255,19 +255,16 @@ class Calls:
         if method == SEARCH_OF_A_STREAM:
             method = "Search"
         exemplar = None if work.span is None else {"trace_id": work.span.trace_id}
-        self._count(method, work.took_ns / 1e9, work.error, exemplar)
-        return method
-
-    def _count(self, method: str, seconds: float, reason: str, exemplar: Mapping[str, str] | None) -> None:
-        ends = self._ends.get((method, reason))
+        ends = self._ends.get((method, work.error))
         if ends is None:
-            ends = self._ends[method, reason] = self._counters(method, reason)
+            ends = self._ends[method, work.error] = self._counters(method, work.error)
         for counter in ends:
             counter.inc()
         timer = self._timers.get(method)
         if timer is None:
             timer = self._timers[method] = self._seconds.labels(method)
-        timer.observe(seconds, exemplar)
+        timer.observe(work.took_ns / 1e9, exemplar)
+        return method
 
     def _counters(self, method: str, reason: str) -> tuple[Counter, ...]:
         if not reason:

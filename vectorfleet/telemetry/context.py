@@ -85,7 +85,7 @@ class RequestIds:
 
     def make(self) -> str:
         """Makes one."""
-        return f"{self._beginning}-{self.number()}"
+        return f"{self._beginning}-{next(self._numbers):x}"
 
     def number(self) -> str:
         """Makes one that is unique in this process alone."""
