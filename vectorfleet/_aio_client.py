@@ -309,7 +309,7 @@ class AsyncClient:
         if self._closed:
             raise client_closed()
         if self._connected is None:
-            self._connected = _Stubs(self._endpoint.aio_channel(), self._each)
+            self._connected = _Stubs(self._endpoint.aio_channel(), self._finish, self._each)
         return self._connected
 
     async def _call(
@@ -361,16 +361,17 @@ class AsyncClient:
     ) -> ResponseT:
         """Makes a call until it succeeds or there is no use in trying."""
         attempts = Attempts(timeout_s, time.monotonic(), repeatable=repeatable)
+        left_s = timeout_s
         while True:
             try:
-                timeout_left_s = attempts.remaining_s(time.monotonic())
-                return await method(call.request, timeout=timeout_left_s, metadata=self._endpoint.metadata())
+                return await method(call.request, timeout=left_s, metadata=self._endpoint.metadata())
             except (grpc.RpcError, grpc.aio.UsageError, asyncio.CancelledError) as error:
                 failure = codec.located(self._failure(error), call.rows)
                 pause_s = attempts.pause_s(failure, time.monotonic())
                 if pause_s is None:
                     raise failure from error
             await asyncio.sleep(pause_s)
+            left_s = attempts.remaining_s(time.monotonic())
 
     def _failure(self, error: BaseException) -> errors.VectorfleetError:
         if isinstance(error, asyncio.CancelledError):
@@ -386,11 +387,16 @@ class AsyncClient:
 class _Stubs:
     """A channel, the stubs on it, and the searches that share its calls."""
 
-    def __init__(self, channel: grpc.aio.Channel, each: Callable[..., Awaitable[list[Any]]]) -> None:
+    def __init__(
+        self,
+        channel: grpc.aio.Channel,
+        finish: Callable[..., Awaitable[Any]],
+        each: Callable[..., Awaitable[list[Any]]],
+    ) -> None:
         self.channel = channel
         self.collections = collection_service_pb2_grpc.CollectionServiceStub(channel)
         self.points = point_service_pb2_grpc.PointServiceStub(channel)
         self.search = search_service_pb2_grpc.SearchServiceStub(channel)
         self.keys = key_service_pb2_grpc.KeyServiceStub(channel)
-        self.sharing = AioSharing(partial(each, self.search.Search))
+        self.sharing = AioSharing(partial(finish, self.search.Search), partial(each, self.search.Search))
         self.cluster = cluster_service_pb2_grpc.ClusterServiceStub(channel)

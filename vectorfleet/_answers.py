@@ -5,10 +5,10 @@ from __future__ import annotations
 import datetime
 import re
 from collections.abc import Iterable, Sequence
+from itertools import accumulate, pairwise
 from typing import Any, cast
 
 import numpy as np
-from numpy.typing import NDArray
 
 from vectorfleet import _models as models
 from vectorfleet.internal.v1 import token_pb2
@@ -92,6 +92,9 @@ def merged_token(tokens: Sequence[bytes]) -> bytes:
 
 def search_result(responses: Sequence[search_service_pb2.SearchResponse], k: int) -> models.SearchResult:
     """Joins the answers of one search; a shard that is missing from one call is missing from the result."""
+    if len(responses) == 1:
+        (only,) = responses
+        return models.SearchResult(hit_columns(only.packed), k, coverage(only.coverage), matching(only))
     coverages = [coverage(response.coverage) for response in responses]
     missing = {gap.shard: gap for one in coverages for gap in one.missing}
     total = max(one.shards_total for one in coverages)
@@ -99,7 +102,7 @@ def search_result(responses: Sequence[search_service_pb2.SearchResponse], k: int
     joined = models.Coverage(total, answered, tuple(missing[shard] for shard in sorted(missing)))
     parts = [hit_columns(response.packed) for response in responses]
     counts = [one for one in map(matching, responses) if one is not None]
-    return models.SearchResult(parts[0] if len(parts) == 1 else _joined(parts), k, joined, min(counts, default=None))
+    return models.SearchResult(_joined(parts), k, joined, min(counts, default=None))
 
 
 def matching(response: search_service_pb2.SearchResponse) -> int | None:
@@ -109,16 +112,16 @@ def matching(response: search_service_pb2.SearchResponse) -> int | None:
 
 def hit_columns(packed: search_service_pb2.PackedHits) -> models.HitColumns:
     """Reads the hits of one answer, without a copy but of the ids."""
-    counts = np.frombuffer(packed.counts, "<u4")
+    counts = np.frombuffer(packed.counts, "<u4").tolist()
     scores = np.frombuffer(packed.scores, models.FLOAT32)
     vectors = np.frombuffer(packed.vectors, models.FLOAT32).reshape(len(scores), -1) if packed.vectors else None
-    return models.HitColumns(_bounds(counts), list(packed.ids), scores, packed.payloads, vectors)
+    return models.HitColumns(_bounds(counts), list(packed.ids), scores, list(packed.payloads), vectors)
 
 
 def _joined(parts: Sequence[models.HitColumns]) -> models.HitColumns:
     vectors = [part.vectors for part in parts if part.vectors is not None]
     return models.HitColumns(
-        _bounds(np.concatenate([np.diff(part.bounds) for part in parts])),
+        _bounds([end - begin for part in parts for begin, end in pairwise(part.bounds)]),
         [one for part in parts for one in part.ids],
         np.concatenate([part.scores for part in parts]),
         [one for part in parts for one in part.payloads],
@@ -126,10 +129,8 @@ def _joined(parts: Sequence[models.HitColumns]) -> models.HitColumns:
     )
 
 
-def _bounds(counts: NDArray[Any]) -> NDArray[np.int64]:
-    bounds = np.zeros(len(counts) + 1, np.int64)
-    np.cumsum(counts, out=bounds[1:])
-    return bounds
+def _bounds(counts: Iterable[int]) -> list[int]:
+    return list(accumulate(counts, initial=0))
 
 
 def cluster_info(message: cluster_service_pb2.GetClusterResponse) -> models.ClusterInfo:
@@ -194,6 +195,8 @@ def _replica(replica: cluster_service_pb2.ReplicaState) -> models.ReplicaState:
 
 def coverage(message: types_pb2.Coverage) -> models.Coverage:
     """Reads which shards an answer speaks for."""
+    if not message.missing:
+        return models.Coverage(message.shards_total, message.shards_answered)
     missing = tuple(models.MissingShard(gap.shard, gap.reason, gap.message) for gap in message.missing)
     return models.Coverage(message.shards_total, message.shards_answered, missing)
 

@@ -86,11 +86,14 @@ def matrix(vectors: ArrayLike, *, one_is_enough: bool = False) -> NDArray[np.flo
         refuse("vectors", "there are no vectors")
     if not array.shape[1]:
         refuse("vectors", "the vectors have no components", reason="WRONG_DIMENSION")
-    with np.errstate(over="ignore"):
-        result = np.ascontiguousarray(array, FLOAT32)
+    if array.dtype == FLOAT32:
+        result = np.ascontiguousarray(array)
+    else:
+        with np.errstate(over="ignore"):
+            result = np.ascontiguousarray(array, FLOAT32)
     for first in range(0, len(result), _CHECKED_ROWS):
         finite = np.isfinite(result[first : first + _CHECKED_ROWS])
-        if not finite.all():
+        if not np.logical_and.reduce(finite, axis=None):  # what `all` comes to, two calls later
             row, component = (int(at) for at in np.argwhere(~finite)[0])
             row += first
             message = f"component {component} of the vector is {result[row, component]} as float32"

@@ -56,8 +56,18 @@ class Calls:
         Raises:
             VectorfleetError: what the call failed with at last.
         """
-        attempts = Attempts(self.seconds(timeout), time.monotonic(), repeatable=repeatable)
-        return self._finish(method, codec.Call(request), attempts)
+        return self.whole(method, codec.Call(request), self.seconds(timeout), repeatable=repeatable)
+
+    def whole(
+        self,
+        method: grpc.UnaryUnaryMultiCallable[RequestT, ResponseT],
+        call: codec.Call[RequestT],
+        timeout_s: float,
+        *,
+        repeatable: bool = True,
+    ) -> ResponseT:
+        """Makes one call, of which it is known what rows it carries, within `timeout_s`. Raises as `one` does."""
+        return self._finish(method, call, timeout_s, Attempts(timeout_s, time.monotonic(), repeatable=repeatable))
 
     def each(
         self,
@@ -68,25 +78,26 @@ class Calls:
     ) -> Iterator[ResponseT]:
         """Makes several calls, at most `in_flight` at once; answers come in the order of the calls."""
         timeout_s = self.seconds(timeout)
-        waiting: deque[tuple[codec.Call[RequestT], Attempts, grpc.Future[ResponseT] | None]] = deque()
+        waiting: deque[tuple[codec.Call[RequestT], float, Attempts, grpc.Future[ResponseT] | None]] = deque()
         upcoming = iter(calls)
         call, following = next(upcoming, None), next(upcoming, None)
-        alone = following is None
+        if call is not None and following is None:
+            # A blocking call costs less than a future, which pays only where others fly beside it.
+            yield self.whole(method, call, timeout_s)
+            return
         try:
             while call is not None:
                 if len(waiting) == in_flight:
                     yield self._finish(method, *waiting.popleft())
-                # A blocking call costs less than a future, which pays only where others fly beside it.
                 sent: grpc.Future[ResponseT] | None = None
-                if not alone:
-                    with contextlib.suppress(ValueError):  # the client was closed: `_finish` will say so
-                        sent = method.future(call.request, timeout=timeout_s, metadata=self.metadata())
-                waiting.append((call, Attempts(timeout_s, time.monotonic()), sent))
+                with contextlib.suppress(ValueError):  # the client was closed: `_finish` will say so
+                    sent = method.future(call.request, timeout=timeout_s, metadata=self.metadata())
+                waiting.append((call, timeout_s, Attempts(timeout_s, time.monotonic()), sent))
                 call, following = following, next(upcoming, None)
             while waiting:
                 yield self._finish(method, *waiting.popleft())
         finally:
-            for _, _, sent in waiting:
+            for _, _, _, sent in waiting:
                 if sent is not None:
                     sent.cancel()
 
@@ -94,6 +105,7 @@ class Calls:
         self,
         method: grpc.UnaryUnaryMultiCallable[RequestT, ResponseT],
         call: codec.Call[RequestT],
+        left_s: float,
         attempts: Attempts,
         sent: grpc.Future[ResponseT] | None = None,
     ) -> ResponseT:
@@ -102,8 +114,7 @@ class Calls:
             try:
                 if sent is not None:
                     return sent.result()
-                timeout_s = attempts.remaining_s(time.monotonic())
-                return method(call.request, timeout=timeout_s, metadata=self.metadata())
+                return method(call.request, timeout=left_s, metadata=self._endpoint.metadata())
             except (grpc.RpcError, ValueError) as error:
                 failure = codec.located(self.failure(error), call.rows)
                 pause_s = attempts.pause_s(failure, time.monotonic())
@@ -111,6 +122,7 @@ class Calls:
                     raise failure from error
             time.sleep(pause_s)
             sent = None
+            left_s = attempts.remaining_s(time.monotonic())
 
     def metadata(self) -> Metadata | None:
         """What the next call carries besides its request."""

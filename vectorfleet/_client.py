@@ -77,7 +77,9 @@ class Client:
         self._endpoint = Endpoint(address, security, api_key, token)
         self._stubs = Stubs(self._endpoint.channel())
         self._calls = Calls(self._endpoint, arguments.seconds(timeout))
-        self._sharing = ThreadSharing(partial(self._calls.each, self._stubs.search.Search))
+        self._sharing = ThreadSharing(
+            partial(self._calls.whole, self._stubs.search.Search), partial(self._calls.each, self._stubs.search.Search)
+        )
 
     def __enter__(self) -> Self:
         return self

@@ -11,7 +11,8 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final, Generic, SupportsIndex, TypeVar, get_args
+from functools import lru_cache
+from typing import Any, Final, Generic, SupportsIndex, TypeVar, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -208,28 +209,43 @@ def scroll(
 
 
 @dataclass(frozen=True, slots=True)
+class Manner:
+    """How a search asks, checked: all but its queries."""
+
+    options: search_service_pb2.SearchRequest
+    wire: bytes
+    """The same as it travels: equal where searches ask alike."""
+    k: int
+
+
+@dataclass(frozen=True, slots=True)
 class Search:
     """A checked search: what is asked for, and how."""
 
-    options: search_service_pb2.SearchRequest
-    """All but the queries."""
+    manner: Manner
     queries: list[search_service_pb2.Query]
-    k: int
+    lane: tuple[bytes, int] | None
+    """Searches of one lane ask alike, of one vector each, and so may share a call. None: it has its calls to itself."""
+
+    @property
+    def k(self) -> int:
+        """Hits a query."""
+        return self.manner.k
 
     @property
     def calls(self) -> Iterator[Call[search_service_pb2.SearchRequest]]:
         """The search, cut into calls of at most 1,024 queries."""
         return (
-            Call(search_request(self.options, self.queries[rows.start : rows.stop]), rows)
+            Call(search_request(self.manner.options, self.queries[rows.start : rows.stop]), rows)
             for rows in _ranges(len(self.queries), limits.QUERIES_MAX)
         )
 
-    @property
-    def lane(self) -> tuple[bytes, int] | None:
-        """Searches of one lane ask alike, of one vector each, and so may share a call. None: it has its calls to itself."""
-        if len(self.queries) > 1 or not self.queries[0].vector:
+    def call(self) -> Call[search_service_pb2.SearchRequest] | None:
+        """The search as the one call that it fits; None: it takes several."""
+        rows = len(self.queries)
+        if rows > limits.QUERIES_MAX:
             return None
-        return self.options.SerializeToString(deterministic=True), len(self.queries[0].vector)
+        return Call(search_request(self.manner.options, self.queries), range(rows))
 
 
 def search_request(
@@ -258,6 +274,26 @@ def search(
 ) -> Search:
     """Checks the arguments of a search."""
     queries = _queries(vectors, texts)
+    asked: tuple[Any, ...] = (
+        collection, k, nprobe, oversample, exact, with_payload, with_vector, min_coverage, consistency_token, filter
+    )  # fmt: skip
+    manner = _known_manner(*asked) if _PLAIN.issuperset(map(type, asked)) else _manner(*asked)
+    alone = len(queries) > 1 or vectors is None
+    return Search(manner, queries, None if alone else (manner.wire, len(queries[0].vector)))
+
+
+def _manner(
+    collection: str,
+    k: SupportsIndex,
+    nprobe: SupportsIndex,
+    oversample: float,
+    exact: bool,
+    with_payload: bool,
+    with_vector: bool,
+    min_coverage: float,
+    consistency_token: bytes,
+    filter: Filter | None,  # noqa: A002 (the contract's word)
+) -> Manner:
     hits = arguments.unsigned(k, "k")
     options = search_service_pb2.SearchRequest(
         collection=arguments.text(collection, "name"),
@@ -274,7 +310,12 @@ def search(
         consistency_token=arguments.token(consistency_token),
         packed=True,
     )
-    return Search(options, queries, hits)
+    return Manner(options, options.SerializeToString(deterministic=True), hits)
+
+
+_PLAIN: Final = frozenset({str, int, float, bool, bytes, type(None)})
+_known_manner: Final = lru_cache(maxsize=64, typed=True)(_manner)
+"""A program asks in few manners, again and again. Only for values that cannot change under the same identity: never a filter."""
 
 
 def _queries(vectors: ArrayLike | None, texts: Iterable[str] | None) -> list[search_service_pb2.Query]:
@@ -285,6 +326,8 @@ def _queries(vectors: ArrayLike | None, texts: Iterable[str] | None) -> list[sea
         return [search_service_pb2.Query(text=text) for text in words]
     assert vectors is not None
     matrix = arguments.matrix(vectors, one_is_enough=True)
+    if len(matrix) == 1:
+        return [search_service_pb2.Query(vector=matrix.tobytes())]
     return [search_service_pb2.Query(vector=row.tobytes()) for row in matrix]
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Final, TypeAlias
 
@@ -40,10 +41,15 @@ class Credentials:
         self._stamp: tuple[int, int, int] | None = None
         self._text = ""
         self._metadata: Metadata | None = None
+        self._refresh: Callable[[], None] | None = None
+        """Asked before each call; None: the credential is a text, or there is none."""
         if isinstance(self._source, str):
             self._take(self._source)
         elif isinstance(self._source, os.PathLike):
-            self._read(Path(self._source))
+            self._refresh = partial(self._read, Path(self._source))
+            self._refresh()
+        elif callable(self._source):
+            self._refresh = partial(self._ask, self._source)
 
     def __repr__(self) -> str:
         return f"<Credentials: {'none' if self._source is None else self._field}>"
@@ -57,11 +63,12 @@ class Credentials:
         Raises:
             InvalidRequest: the function returned something that is no credential.
         """
-        if isinstance(self._source, os.PathLike):
-            self._read(Path(self._source))
-        elif callable(self._source):
-            self._take(self._source())
+        if self._refresh is not None:
+            self._refresh()
         return self._metadata
+
+    def _ask(self, source: Callable[[], str]) -> None:
+        self._take(source())
 
     def _read(self, path: Path) -> None:
         try:

@@ -173,7 +173,7 @@ class DeleteResult:
 class HitColumns:
     """The hits of all queries, a column each; those of query q are rows bounds[q] to bounds[q + 1], best first."""
 
-    bounds: NDArray[np.int64]
+    bounds: Sequence[int]
     ids: list[str]
     scores: NDArray[np.float32]
     payloads: Sequence[bytes]
@@ -181,11 +181,11 @@ class HitColumns:
     vectors: NDArray[np.float32] | None
     """float32 (hits, dim)."""
 
-    def of_queries(self, first: int, last: int) -> HitColumns:
-        """The columns of the queries from `first` to before `last`."""
-        begin, end = int(self.bounds[first]), int(self.bounds[last])
+    def of_query(self, number: int) -> HitColumns:
+        """The columns of one query."""
+        begin, end = self.bounds[number], self.bounds[number + 1]
         return HitColumns(
-            self.bounds[first : last + 1] - begin,
+            (0, end - begin),
             self.ids[begin:end],
             self.scores[begin:end],
             self.payloads[begin:end],
@@ -218,15 +218,21 @@ class SearchResult:
     @cached_property
     def ids(self) -> NDArray[np.object_]:
         """Ids, best first: an object array of str (queries, k), filled up with "" where fewer than k were found."""
-        ids = np.full((len(self), self._k), "", dtype=object)
-        ids[self._found()] = self._columns.ids
+        columns, shape = self._columns, (len(self), self._k)
+        if len(columns.ids) == shape[0] * shape[1]:
+            return np.array(columns.ids, dtype=object).reshape(shape)
+        ids = np.full(shape, "", dtype=object)
+        ids[self._found()] = columns.ids
         return ids
 
     @cached_property
     def scores(self) -> NDArray[np.float32]:
         """Scores of `ids`: float32 (queries, k), filled up with NaN."""
-        scores = np.full((len(self), self._k), np.nan, dtype=np.float32)
-        scores[self._found()] = self._columns.scores
+        columns, shape = self._columns, (len(self), self._k)
+        if len(columns.scores) == shape[0] * shape[1]:
+            return np.array(columns.scores, np.float32).reshape(shape)
+        scores = np.full(shape, np.nan, dtype=np.float32)
+        scores[self._found()] = columns.scores
         return scores
 
     @cached_property
@@ -239,7 +245,7 @@ class SearchResult:
             [None] * len(scores) if columns.vectors is None else list(columns.vectors)
         )
         hits = list(map(Hit, columns.ids, scores, payloads, vectors))
-        return [hits[begin:end] for begin, end in pairwise(columns.bounds.tolist())]
+        return [hits[begin:end] for begin, end in pairwise(columns.bounds)]
 
     def _found(self) -> NDArray[np.bool_]:
         """Which places of an array (queries, k) hold a hit."""

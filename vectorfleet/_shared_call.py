@@ -7,7 +7,7 @@ caused, each goes on alone in the time that it has left.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 from vectorfleet import _answers as answers
@@ -33,17 +33,14 @@ def time_left_s(deadline_s: float, now_s: float) -> float:
 
 def join(plans: Sequence[codec.Search]) -> codec.Call[search_service_pb2.SearchRequest]:
     """Makes one call of searches of one lane."""
-    return codec.Call(codec.search_request(plans[0].options, [query for plan in plans for query in plan.queries]))
+    return codec.Call(codec.search_request(plans[0].manner.options, [plan.queries[0] for plan in plans]))
 
 
-def divide(response: search_service_pb2.SearchResponse, plans: Sequence[codec.Search]) -> Iterable[SearchResult]:
-    """Gives each search its part of the answer; lazily."""
+def divide(response: search_service_pb2.SearchResponse, plans: Sequence[codec.Search]) -> list[SearchResult]:
+    """Gives each search its part of the answer."""
     columns = answers.hit_columns(response.packed)
     coverage, matching = answers.coverage(response.coverage), answers.matching(response)
-    return (
-        SearchResult(columns.of_queries(number, number + 1), plan.k, coverage, matching)
-        for number, plan in enumerate(plans)
-    )
+    return [SearchResult(columns.of_query(number), plan.k, coverage, matching) for number, plan in enumerate(plans)]
 
 
 def concerns_all(error: errors.VectorfleetError) -> bool:

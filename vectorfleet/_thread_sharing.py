@@ -1,9 +1,9 @@
 """Searches of several threads through one `Client` share calls, as those of tasks do in `_aio_sharing`. No thread of ours.
 
-One of the threads whose searches leave together makes the call for all; it is chosen as the call before comes back.
-A thread sleeps on a lock of its own, which is let go either because its search is settled or because it is its turn to look for
-work. So a signal may come twice or in vain: whoever wakes looks at the lane again. A thread that dies before it takes its
-turn costs the others no more than `batching.PATIENCE_S`.
+A search that finds its lane idle is a plain call of its thread. Of the threads whose searches wait and leave together one makes
+the call for all; it is chosen as the call before comes back. A thread sleeps on a lock of its own, which is let go either because
+its search is settled or because it is its turn to look for work. So a signal may come twice or in vain: whoever wakes looks at
+the lane again. A thread that dies before it takes its turn costs the others no more than `batching.PATIENCE_S`.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 from vectorfleet import _answers as answers
 from vectorfleet import _codec as codec
@@ -21,6 +22,8 @@ from vectorfleet import errors, limits
 from vectorfleet._models import SearchResult
 from vectorfleet.batching import Lane
 from vectorfleet.v1 import search_service_pb2
+
+_Call: TypeAlias = codec.Call[search_service_pb2.SearchRequest]
 
 
 def _locked() -> threading.Lock:
@@ -45,13 +48,17 @@ class ThreadSharing:
 
     def __init__(
         self,
-        ask: Callable[
-            [Iterable[codec.Call[search_service_pb2.SearchRequest]], int, float],
-            Iterable[search_service_pb2.SearchResponse],
-        ],
+        ask: Callable[[_Call, float], search_service_pb2.SearchResponse],
+        ask_each: Callable[[Iterable[_Call], int, float], Iterable[search_service_pb2.SearchResponse]],
     ) -> None:
-        """Takes the way to ask: (calls, how many at once, seconds); tries again where there is use in it."""
+        """Takes the ways to ask, which try again where there is use in it.
+
+        Args:
+            ask: (call, seconds).
+            ask_each: (calls, how many at once, seconds).
+        """
         self._ask = ask
+        self._ask_each = ask_each
         self._lanes: dict[shared_call.Lane, Lane[_Waiting]] = {}
         self._lock = threading.Lock()
 
@@ -66,12 +73,20 @@ class ThreadSharing:
         self, plan: codec.Search, timeout_s: float, like: tuple[bytes, int], span: tracing.CallSpan | None
     ) -> SearchResult:
         key = like, timeout_s
-        mine = _Waiting(plan, time.monotonic() + timeout_s, span)
         with self._lock:
             lane = self._lanes.get(key)
             if lane is None:
                 lane = self._lanes[key] = Lane(shared_call.CALLS_IN_FLIGHT, limits.QUERIES_MAX)
-            lane.put(mine, 1)
+                number, mine = lane.leave(time.monotonic()), None
+            else:
+                mine = _Waiting(plan, time.monotonic() + timeout_s, span)
+                lane.put(mine, 1)
+        if mine is None:
+            try:
+                return self._alone(plan, timeout_s)
+            finally:
+                with self._lock:
+                    self._finished(key, lane, number)
         try:
             self._wait(key, lane, mine)
         finally:
@@ -81,7 +96,10 @@ class ThreadSharing:
         return mine.outcome or self._alone(plan, shared_call.time_left_s(mine.deadline_s, time.monotonic()))
 
     def _alone(self, plan: codec.Search, timeout_s: float) -> SearchResult:
-        return answers.search_result(list(self._ask(plan.calls, codec.VECTOR_CALLS_IN_FLIGHT, timeout_s)), plan.k)
+        call = plan.call()
+        if call is not None:
+            return answers.search_result([self._ask(call, timeout_s)], plan.k)
+        return answers.search_result(list(self._ask_each(plan.calls, codec.VECTOR_CALLS_IN_FLIGHT, timeout_s)), plan.k)
 
     def _wait(self, key: shared_call.Lane, lane: Lane[_Waiting], mine: _Waiting) -> None:
         """Returns when `mine` is settled, or its time is up; carries what may leave meanwhile."""
@@ -102,14 +120,18 @@ class ThreadSharing:
                 self._settle(here)
         finally:
             with self._lock:
-                lane.finished(number)
-                if lane.idle:
-                    self._lanes.pop(key, None)
-                elif lane.queue:
-                    _wake(lane.queue[0][0])
+                self._finished(key, lane, number)
                 for waiting in here:
                     waiting.settled = True
                     _wake(waiting)
+
+    def _finished(self, key: shared_call.Lane, lane: Lane[_Waiting], number: int) -> None:
+        """Makes room for what waits. The lock is held."""
+        lane.finished(number)
+        if lane.idle:
+            self._lanes.pop(key, None)
+        elif lane.queue:
+            _wake(lane.queue[0][0])
 
     def _settle(self, here: list[_Waiting]) -> None:
         """Makes the call, and gives each its outcome."""
@@ -120,7 +142,7 @@ class ThreadSharing:
                 if len(here) == 1:
                     here[0].outcome = self._alone(plans[0], left_s)
                     return
-                (response,) = self._ask([shared_call.join(plans)], 1, left_s)
+                response = self._ask(shared_call.join(plans), left_s)
             for waiting, result in zip(here, shared_call.divide(response, plans), strict=True):
                 waiting.outcome = result
         except errors.VectorfleetError as error:

@@ -53,10 +53,14 @@ class Lane(Generic[T]):
             item, item_weight = self.queue.popleft()
             batch.append(item)
             weight += item_weight
+        return self.leave(now_s), batch
+
+    def leave(self, now_s: float) -> int:
+        """Counts a batch that leaves now; returns its number. By itself: for a search that finds the lane idle."""
         number = self.next_batch
         self.next_batch += 1
         self.started_s[number] = now_s
-        return number, batch
+        return number
 
     def finished(self, batch: int) -> None:
         """A batch came back."""

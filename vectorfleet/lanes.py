@@ -3,7 +3,7 @@
 The policy is `batching.Lane`'s.
 
 Invariants: every item is handed to `begin` in one batch, or comes back from `close`, or both; a lane
-without work takes no memory; no batch outlives `close`.
+without work takes no memory; no batch outlives `close`. An item that entered by itself is its owner's alone.
 """
 
 from __future__ import annotations
@@ -12,19 +12,27 @@ import asyncio
 import time
 from collections.abc import Callable, Hashable
 from functools import partial
-from typing import Generic, TypeVar
+from typing import Generic, TypeAlias, TypeVar
 
 from vectorfleet.batching import Lane
 
 K = TypeVar("K", bound=Hashable)
 T = TypeVar("T")
 
+Place: TypeAlias = tuple[K, Lane[T], int]
+"""Of an item that left by itself."""
+
 
 class Lanes(Generic[K, T]):
     """Lanes by key. Belongs to one event loop."""
 
     def __init__(
-        self, begin: Callable[[K, list[T]], asyncio.Future[None]], *, in_flight_max: int, weight_max: int
+        self,
+        begin: Callable[[K, list[T]], asyncio.Future[None]],
+        *,
+        in_flight_max: int,
+        weight_max: int,
+        gathering: bool = False,
     ) -> None:
         """Makes no lane yet.
 
@@ -33,8 +41,12 @@ class Lanes(Generic[K, T]):
                 where it is cancelled. It raises nothing: what goes wrong is the items' to learn.
             in_flight_max: batches of one lane under way before items begin to queue.
             weight_max: the most that one batch weighs.
+            gathering: True: while a lane is busy, items of one turn of the loop leave together, after it. For items of tasks
+                that a batch woke together and that put again.
         """
         self._begin = begin
+        self._gathering = gathering
+        self._gathered: set[K] = set()
         self._in_flight_max = in_flight_max
         self._weight_max = weight_max
         self._lanes: dict[K, Lane[T]] = {}
@@ -48,6 +60,27 @@ class Lanes(Generic[K, T]):
         if lane is None:
             lane = self._lanes[key] = Lane(self._in_flight_max, self._weight_max)
         lane.put(item, weight)
+        if not self._gathering:
+            self._pump(key, lane)
+        elif key not in self._gathered:
+            self._gathered.add(key)
+            asyncio.get_running_loop().call_soon(self._turned, key, lane)
+
+    def enter(self, key: K) -> Place[K, T] | None:
+        """Lets an item leave at once and by itself, without a task, where nothing else of its lane is in hand.
+
+        Returns:
+            what to give to `leave` when it is back; None: it has to be `put`.
+        """
+        if key in self._lanes or self._closed:
+            return None
+        lane = self._lanes[key] = Lane(self._in_flight_max, self._weight_max)
+        return key, lane, lane.leave(time.monotonic())
+
+    def leave(self, place: Place[K, T]) -> None:
+        """Makes room for what waits behind an item that had entered."""
+        key, lane, number = place
+        lane.finished(number)
         self._pump(key, lane)
 
     async def close(self) -> list[T]:
@@ -62,6 +95,14 @@ class Lanes(Generic[K, T]):
         await asyncio.gather(*under_way, return_exceptions=True)
         return waiting + [item for items in under_way.values() for item in items]
 
+    def _turned(self, key: K, lane: Lane[T]) -> None:
+        self._gathered.discard(key)
+        self._pump(key, lane)
+
+    def _woken(self, key: K, lane: Lane[T]) -> None:
+        del self._wakes[key]
+        self._pump(key, lane)
+
     def _pump(self, key: K, lane: Lane[T]) -> None:
         """Lets every batch leave that may leave now."""
         if self._closed:
@@ -71,15 +112,16 @@ class Lanes(Generic[K, T]):
             batch = self._begin(key, items)
             self._under_way[batch] = items
             batch.add_done_callback(partial(self._ended, key, lane, number))
-        wake = self._wakes.pop(key, None)
-        if wake is not None:
-            wake.cancel()
         if not lane.queue:
             if lane.idle:
                 self._lanes.pop(key, None)
-        elif (wake_s := lane.wake_s(time.monotonic())) is not None:
+                wake = self._wakes.pop(key, None)
+                if wake is not None:
+                    wake.cancel()
+        elif key not in self._wakes and (wake_s := lane.wake_s(time.monotonic())) is not None:
+            # One that is set already wakes no later than this: the oldest batch is the first to lose its place.
             loop = asyncio.get_running_loop()
-            self._wakes[key] = loop.call_later(max(0.0, wake_s - time.monotonic()), self._pump, key, lane)
+            self._wakes[key] = loop.call_later(max(0.0, wake_s - time.monotonic()), self._woken, key, lane)
 
     def _ended(self, key: K, lane: Lane[T], number: int, batch: asyncio.Future[None]) -> None:
         del self._under_way[batch]
