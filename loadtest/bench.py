@@ -41,7 +41,7 @@ from vectorfleet.local import LocalCluster
 PARTS = ("quality", "churn", "speed", "memory")
 FURTHER_PARTS = ("observability", "secure")
 """Measured where they are asked for."""
-SETS = ("mnist", "synthetic")
+SETS = ("mnist", "wordnet", "synthetic")
 POINTS = 1_000_000
 POINTS_ON_A_SMALL_MACHINE = 200_000
 POINTS_MIN = 20_000
@@ -63,11 +63,11 @@ class Log:
 
 
 @contextlib.contextmanager
-def cluster(log: Log) -> Iterator[LocalCluster]:
+def cluster(log: Log, shard_args: Sequence[str] = ()) -> Iterator[LocalCluster]:
     """A cluster of two nodes with data in a temporary folder; gone afterwards."""
     with tempfile.TemporaryDirectory(prefix="vectorfleet-bench-") as data:
         log("starting etcd, two shard servers and a router")
-        with local_cluster(Path(data)) as fleet:
+        with local_cluster(Path(data), shard_args=shard_args) as fleet:
             yield fleet
         log("stopped")
 
@@ -84,9 +84,9 @@ def measure_quality(whole: bool, record: records.Record, log: Log) -> bool:
         return quality.measure(client, record, log, whole=whole)
 
 
-def measure_churn(books: list[str], record: records.Record, log: Log) -> bool:
-    """Runs the churn part on a cluster of its own."""
-    with cluster(log) as fleet, vectorfleet.Client(fleet.address, timeout=60.0) as client:
+def measure_churn(books: list[str], sets: set[str], record: records.Record, log: Log) -> bool:
+    """Runs the churn part on a cluster of its own, on those of its two sets."""
+    with cluster(log, churn.SHARD_ARGS) as fleet, vectorfleet.Client(fleet.address, timeout=60.0) as client:
 
         def mnist() -> datasets.VectorSet:
             return datasets.mnist(points=churn.POINTS, queries=churn.QUERIES)
@@ -95,9 +95,9 @@ def measure_churn(books: list[str], record: records.Record, log: Log) -> bool:
             return wordnet_vectors.read(client, churn.POINTS, churn.QUERIES, log)
 
         met = True
-        for read in (mnist, wordnet):
+        for read in (one for name, one in (("mnist", mnist), ("wordnet", wordnet)) if name in sets):
             try:
-                met &= churn.measure(client, read(), record, log, runbooks.names() if "all" in books else books)
+                met &= churn.measure(fleet, client, read(), record, log, runbooks.names() if "all" in books else books)
             except datasets.AbsentDataError as absent:
                 log(f"passed over: {absent}")
         return met
@@ -171,7 +171,11 @@ def main() -> None:
         help=f"embed all of SciFact, which takes minutes more, not {quality.TEXTS:,} of its texts",
     )  # fmt: skip
     parser.add_argument(
-        "--set", choices=SETS, action="append", dest="sets", help="measure speed on this set alone (may be repeated)"
+        "--set",
+        choices=SETS,
+        action="append",
+        dest="sets",
+        help="measure speed (mnist, synthetic) and churn (mnist, wordnet) on this set alone (may be repeated)",
     )
     parser.add_argument(
         "--points", type=int,
@@ -205,7 +209,7 @@ def main() -> None:
     if "quality" in parts:
         met &= measure_quality(given.whole_scifact, record, log)
     if "churn" in parts:
-        met &= measure_churn(given.runbook or [churn.RUNBOOK], record, log)
+        met &= measure_churn(given.runbook or [churn.RUNBOOK], sets, record, log)
     if "speed" in parts and "mnist" in sets:
         met &= measure_mnist(peers, record, log)
     if "memory" in parts or ("speed" in parts and "synthetic" in sets):

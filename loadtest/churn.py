@@ -3,13 +3,21 @@
 At each search step of a runbook the collection is asked as it stands, while sealing, training and compaction go on behind
 it. It must not answer worse than a collection of the same live points that was just built and is asked the same. Since no
 recall is above 1, one within the allowance of 1 is no worse than any: a fresh collection is built for the others, and for a
-few steps of every runbook, spread evenly and with the last among them.
+few steps of every runbook, spread evenly and with the last among them. Fresh ones are built beside the runbook, a few at a
+time, since most of what one takes is waiting.
+
+At the end, when nothing is left to seal, merge and encode, it is searched once more, and all that the replicas' folders take
+of the disk, RocksDB's files included, is held against a fresh collection's.
 """
 
 from __future__ import annotations
 
+import contextlib
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -19,6 +27,7 @@ from loadtest import datasets, loading, runbooks, scoring
 from loadtest.asking import rows_of
 from loadtest.quality import K
 from loadtest.records import Record, table
+from vectorfleet.local import LocalCluster
 
 RUNBOOK: Final = "simple_replace_runbook"
 """Inserts, replaces and deletes, with four searches; the others take longer."""
@@ -30,16 +39,23 @@ RECALL_LOST_MAX: Final = 0.01
 TOMBSTONES_MAX: Final = 0.2
 """Compaction rewrites a segment with more; see shard_server/engine/compaction.py."""
 DISK_MAX: Final = 1 / (1 - TOMBSTONES_MAX)
-"""Segments at rest, over those of a fresh collection: what the tombstones take, and no more."""
+"""The replicas' folders at rest, over those of a fresh collection: what the tombstones take, and no more."""
+REST_S: Final = 10.0
+"""After the last work on segments, until which what is left over of the writes themselves is given back."""
+BUILDERS: Final = 4
+SHARD_ARGS: Final = ("--seal-points", "500", "--seal-age-s", "1")
+"""Rescaled as the runbooks are: by default, most searches would meet points that are not sealed yet, and so searched exactly."""
 INDEX: Final = vectorfleet.IndexOptions(train_points=1_000)
 """Small enough that most search steps meet codes, not the exact search of an untrained collection."""
+
+Points = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
 
 
 @dataclass
 class Live:
     """The points that a correct store holds: point → row of the data; -1: none."""
 
-    rows: np.ndarray[tuple[int, ...], np.dtype[np.int64]]
+    rows: Points
 
     def apply(self, step: runbooks.Step) -> None:
         """Follows one step."""
@@ -50,7 +66,7 @@ class Live:
                 self.rows[step.points.start : step.points.stop] = -1
 
     @property
-    def points(self) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
+    def points(self) -> Points:
         """The live points, ascending."""
         return np.flatnonzero(self.rows >= 0)
 
@@ -62,7 +78,7 @@ class Stored:
     tombstones: float
     """Dead rows, as a share of all."""
     disk_bytes: int
-    """Of segments."""
+    """That the replicas' folders take: segments, RocksDB's tables and logs, all."""
 
 
 @dataclass(frozen=True)
@@ -90,8 +106,8 @@ def built_at(searches: Sequence[int]) -> set[int]:
 
 
 def measure(
-    client: vectorfleet.Client, data: datasets.VectorSet, record: Record, log: Callable[[str], None],
-    names: Sequence[str],
+    fleet: LocalCluster, client: vectorfleet.Client, data: datasets.VectorSet, record: Record,
+    log: Callable[[str], None], names: Sequence[str],
 ) -> bool:  # fmt: skip
     """Runs runbooks on a set; prints a table for each, and returns whether every bar was met.
 
@@ -101,8 +117,19 @@ def measure(
     books = {name: runbooks.read(name, len(data.base)) for name in names}
     met = True
     for name, steps in books.items():
-        met &= _Run(client, data, name, record, log).follow(steps)
+        met &= _Run(fleet.data, client, data, name, record, log).follow(steps)
     return met
+
+
+def _disk_bytes(nodes: Path, uid: str) -> int:
+    """The blocks that the folders of a collection's replicas take, of nodes with their folders in `nodes`."""
+    taken: dict[int, int] = {}
+    for folder in nodes.glob(f"node-*/replicas/{uid}"):
+        for path in folder.rglob("*"):
+            with contextlib.suppress(FileNotFoundError):  # replaced meanwhile
+                status = path.lstat()
+                taken[status.st_ino] = 512 * status.st_blocks
+    return sum(taken.values())
 
 
 class _Run:
@@ -110,35 +137,51 @@ class _Run:
 
     def __init__(
         self,
+        folder: Path,
         client: vectorfleet.Client,
         data: datasets.VectorSet,
         book: str,
         record: Record,
         log: Callable[[str], None],
     ) -> None:
+        self._folder = folder
         self._client = client
         self._data = data
         self._book = book
         self._record = record
         self._log = log
         self._live = Live(np.full(len(data.base), -1, np.int64))
-        self._lived, self._fresh = f"{book}-lived", f"{book}-fresh"
+        self._lived = f"{book}-lived"
 
     def follow(self, steps: Sequence[runbooks.Step]) -> bool:
         """Applies all steps and searches where they say; returns whether every bar was met."""
         self._create(self._lived)
         builds = built_at([number for number, step in enumerate(steps, 1) if step.operation == "search"])
-        found: list[Searched] = []
-        for number, step in enumerate(steps, 1):
-            self._live.apply(step)
-            if step.operation == "search":
-                if len(self._live.points) >= K:
-                    found.append(self._search(number, len(steps), number in builds))
-            else:
-                self._write(step)
-        met = self._rest(found) and all(one.met for one in found)
+        found: list[tuple[Searched, Future[float] | None]] = []
+        with ThreadPoolExecutor(BUILDERS) as builders:
+            for number, step in enumerate(steps, 1):
+                self._live.apply(step)
+                if step.operation != "search":
+                    self._write(step)
+                elif len(self._live.points) >= K:
+                    found.append(self._search(number, len(steps), number in builds, builders))
+                    self._hold(found)
+        searched = [one if built is None else replace(one, fresh=built.result()) for one, built in found]
+        for one in searched:
+            self._record.add(
+                "churn", data=self._data.name, runbook=self._book, step=one.step, recall=one.recall, fresh=one.fresh,
+                tombstones=one.stored.tombstones,
+            )  # fmt: skip
+        met = self._rest(searched) and all(one.met for one in searched)
         self._client.delete_collection(self._lived)
         return met
+
+    @staticmethod
+    def _hold(found: Sequence[tuple[Searched, Future[float] | None]]) -> None:
+        """Waits while builders are behind: each holds a copy of the points."""
+        waiting = [built for _, built in found if built is not None and not built.done()]
+        if len(waiting) > BUILDERS:
+            waiting[0].result()
 
     def _write(self, step: runbooks.Step) -> None:
         if step.operation == "delete":
@@ -147,51 +190,67 @@ class _Run:
             vectors = self._data.base[step.rows.start : step.rows.stop]
             self._client.upsert(self._lived, ids=step.points, vectors=vectors, timeout=loading.CALL_TIMEOUT_S)
 
-    def _search(self, number: int, steps: int, build: bool) -> Searched:
+    def _search(
+        self, number: int, steps: int, build: bool, builders: ThreadPoolExecutor
+    ) -> tuple[Searched, Future[float] | None]:
+        """Searches, and has a fresh collection built where that is called for, which comes to its recall."""
         points = self._live.points
         base = self._data.base[self._live.rows[points]]
         bounds = scoring.nearest_distances(base, self._data.queries, K)
         recall = self._recall(self._lived, points, base, bounds)
-        stored = self._stored(self._lived)
-        fresh = None
-        if build or recall < 1.0 - RECALL_LOST_MAX:
-            self._log(f"{self._book} on {self._data.name}: step {number} of {steps}, {len(points):,} points")
-            self._build(points, base)
-            fresh = self._recall(self._fresh, points, base, bounds)
-            self._client.delete_collection(self._fresh)
-        self._record.add(
-            "churn", data=self._data.name, runbook=self._book, step=number, recall=recall, fresh=fresh,
-            tombstones=stored.tombstones,
-        )  # fmt: skip
-        return Searched(number, len(points), recall, fresh, stored)
+        searched = Searched(number, len(points), recall, None, self._stored(self._lived))
+        if not build and recall >= 1.0 - RECALL_LOST_MAX:
+            return searched, None
+        self._log(f"{self._book} on {self._data.name}: step {number} of {steps}, {len(points):,} points")
+        return searched, builders.submit(self._fresh_recall, f"{self._book}-fresh-{number}", points, base, bounds)
+
+    def _fresh_recall(
+        self,
+        name: str,
+        points: Points,
+        base: datasets.Floats,
+        bounds: np.ndarray[tuple[int, ...], np.dtype[np.float64]],
+    ) -> float:
+        self._build(name, points, base)
+        recall = self._recall(name, points, base, bounds)
+        self._client.delete_collection(name)
+        return recall
 
     def _rest(self, found: Sequence[Searched]) -> bool:
-        """Waits until nothing is left to compact, prints all, and judges tombstones and disk."""
+        """Waits until nothing is left to do, searches once more, prints all, and judges recall, tombstones and disk."""
         loading.settle(self._client, self._lived)
-        rest = self._stored(self._lived)
-        points = self._live.points
-        self._build(points, self._data.base[self._live.rows[points]])
-        fresh = self._stored(self._fresh)
-        self._client.delete_collection(self._fresh)
+        points, beside = self._live.points, f"{self._book}-fresh"
+        base = self._data.base[self._live.rows[points]]
+        self._build(beside, points, base)
+        time.sleep(REST_S)
+        bounds = scoring.nearest_distances(base, self._data.queries, K)
+        rest, fresh = (
+            Searched(0, len(points), self._recall(name, points, base, bounds), None, self._stored(name))
+            for name in (self._lived, beside)
+        )
+        rest = replace(rest, fresh=fresh.recall)
+        self._client.delete_collection(beside)
         self._record.add(
-            "churn at rest", data=self._data.name, runbook=self._book, tombstones=rest.tombstones,
-            disk_bytes=rest.disk_bytes, fresh_disk_bytes=fresh.disk_bytes, searches=len(found),
-            built=sum(one.fresh is not None for one in found), recall_least=min(one.recall for one in found),
+            "churn at rest", data=self._data.name, runbook=self._book, recall=rest.recall, fresh=rest.fresh,
+            tombstones=rest.stored.tombstones, disk_bytes=rest.stored.disk_bytes, fresh_disk_bytes=fresh.stored.disk_bytes,
+            searches=len(found), built=sum(one.fresh is not None for one in found),
+            recall_least=min(one.recall for one in found),
             worst_below_fresh=max((one.fresh - one.recall for one in found if one.fresh is not None), default=0.0),
         )  # fmt: skip
         _show(self._book, self._data.name, found, rest, fresh)
-        return rest.tombstones <= TOMBSTONES_MAX and rest.disk_bytes <= DISK_MAX * fresh.disk_bytes
+        given_back = rest.stored.disk_bytes <= DISK_MAX * fresh.stored.disk_bytes
+        return rest.met and rest.stored.tombstones <= TOMBSTONES_MAX and given_back
 
     def _create(self, name: str) -> None:
         self._client.create_collection(name, dim=self._data.base.shape[1], metric="l2", shards=2, index=INDEX)
 
-    def _build(self, points: np.ndarray[tuple[int, ...], np.dtype[np.int64]], base: datasets.Floats) -> None:
-        self._create(self._fresh)
-        self._client.upsert(self._fresh, ids=points, vectors=base, timeout=loading.CALL_TIMEOUT_S)
-        loading.settle(self._client, self._fresh)
+    def _build(self, name: str, points: Points, base: datasets.Floats) -> None:
+        self._create(name)
+        self._client.upsert(name, ids=points, vectors=base, timeout=loading.CALL_TIMEOUT_S)
+        loading.settle(self._client, name)
 
     def _recall(
-        self, name: str, points: np.ndarray[tuple[int, ...], np.dtype[np.int64]], base: datasets.Floats,
+        self, name: str, points: Points, base: datasets.Floats,
         bounds: np.ndarray[tuple[int, ...], np.dtype[np.float64]],
     ) -> float:  # fmt: skip
         queries = self._data.queries
@@ -206,10 +265,10 @@ class _Run:
             one for shard in self._client.cluster().shards if shard.collection == name for one in shard.replicas
         ]
         dead, points = sum(one.tombstones for one in replicas), sum(one.points for one in replicas)
-        return Stored(dead / max(1, dead + points), sum(one.disk_bytes for one in replicas))
+        return Stored(dead / max(1, dead + points), _disk_bytes(self._folder, self._client.get_collection(name).uid))
 
 
-def _show(book: str, data: str, found: Sequence[Searched], rest: Stored, fresh: Stored) -> None:
+def _show(book: str, data: str, found: Sequence[Searched], rest: Searched, fresh: Searched) -> None:
     """Prints the steps with a fresh collection beside, since all of a long runbook are too many, and what all come to."""
     title = f"Churn: {book} on {data} (bar: {RECALL_LOST_MAX} below freshly built)"
     print(table(title, [_line(one) for one in found if one.fresh is not None]))
@@ -217,10 +276,11 @@ def _show(book: str, data: str, found: Sequence[Searched], rest: Stored, fresh: 
     rows = {
         f"recall@{K} at {len(found)} searches": f"{min(recalls):.4f} to {max(recalls):.4f}",
         "of those below the bar": f"{sum(not one.met for one in found)}",
-        f"at rest: tombstones (bar: {TOMBSTONES_MAX:.0%})": f"{rest.tombstones:.1%}",
-        "segments at the searches, at most, MiB": f"{max(one.stored.disk_bytes for one in found) / 2**20:.1f}",
-        f"at rest, MiB (bar: {DISK_MAX:g} × freshly built)": f"{rest.disk_bytes / 2**20:.1f}",
-        "freshly built, MiB": f"{fresh.disk_bytes / 2**20:.1f}",
+        f"at rest: recall@{K}, freshly built": f"{rest.recall:.4f}, {fresh.recall:.4f}",
+        f"at rest: tombstones (bar: {TOMBSTONES_MAX:.0%})": f"{rest.stored.tombstones:.1%}",
+        "disk at the searches, at most, MiB": f"{max(one.stored.disk_bytes for one in found) / 2**20:.1f}",
+        f"at rest, MiB (bar: {DISK_MAX:g} × freshly built)": f"{rest.stored.disk_bytes / 2**20:.1f}",
+        "freshly built, MiB": f"{fresh.stored.disk_bytes / 2**20:.1f}",
     }
     print(table("In all", [{"": what, book: value} for what, value in rows.items()]), flush=True)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from vectorfleet.local import LocalCluster
@@ -10,10 +11,12 @@ from vectorfleet.local import LocalCluster
 NODES = 2
 
 
-def local_cluster(data: Path, *, secure: bool = False) -> LocalCluster:
+def local_cluster(data: Path, *, secure: bool = False, shard_args: Sequence[str] = ()) -> LocalCluster:
     """Makes a cluster of two shard servers and a router that embeds with all cores, as `up` or `up --secure` does.
 
-    A router leaves half of the cores to others unless told otherwise; while texts are loaded here, nobody else wants them.
+    A router leaves half of the cores to others unless told otherwise; while texts are loaded here, nobody else wants them. Shard
+    servers get `shard_args` beside their defaults.
     """
     cores = len(os.sched_getaffinity(0))
-    return LocalCluster(data, nodes=NODES, router_args=("--embed-threads", str(cores)), secure=secure)
+    router_args = ("--embed-threads", str(cores))
+    return LocalCluster(data, nodes=NODES, router_args=router_args, secure=secure, shard_args=shard_args)

@@ -12,11 +12,15 @@ What RocksDB does by default, and what is done about it here:
 * A missing CURRENT makes it create an empty database over the old one. A store is created only where the caller says so.
 * An iterator that meets a damaged block just ends. Every walk asks for the iterator's status at its end.
 * After a failed write it takes no more until it is opened again: `append` and `Batch.write` fail from then on.
+* What was sealed or overwritten stays in its files until others come: a write-ahead log of many megabytes as long as one
+  family's part of it is in memory only, a table until enough of them lie above one another. `shrink_*` give that back.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import re
 import struct
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -38,6 +42,7 @@ _VERSION: Final = struct.Struct("<Q")
 _WRITE_BUFFER_BYTES: Final = 32 << 20
 _CACHE_SHARE: Final = 0.25
 """Of the memory of all stores; the rest is for what is not in their files yet."""
+_ENTRIES: Final = re.compile(r"# entries=(\d+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,6 +241,45 @@ class Store:
         value = _get(self._meta, _TERM)
         return 0 if value is None else int(_U64.unpack(value)[0])
 
+    @property
+    def log_bytes(self) -> int:
+        """What the log takes on disk, RocksDB's write-ahead logs among it; not what is to be removed at any moment."""
+        needed = int(self._db.property_int_value("rocksdb.min-log-number-to-keep") or 0)
+        written = _table_bytes(self._log)
+        for path in self._directory.glob("*.log"):
+            with contextlib.suppress(FileNotFoundError):  # RocksDB removes them by a thread of its own
+                written += path.stat().st_size if int(path.stem) >= needed else 0
+        return written
+
+    def points_bytes(self, points: int) -> tuple[int, int]:
+        """What the tables of points take, and how much of it for what was overwritten or deleted, of so many points there are."""
+        counted = _ENTRIES.search(self._points.property_value("rocksdb.aggregated-table-properties") or "")
+        entries, size = int(counted[1]) if counted else 0, _table_bytes(self._points)
+        return size, int(size * max(0.0, 1 - points / entries)) if entries else 0
+
+    def shrink_log(self) -> None:
+        """Moves what is in memory to files, and gives back what they hold of the sealed log, as far as no reader wants it.
+
+        Raises:
+            ResourceExhausted, Unavailable, DataLoss: as `Batch.write`.
+        """
+        self.flush()
+        self._compact(self._log)
+
+    def shrink_points(self) -> None:
+        """Writes the tables of points again without what was overwritten or deleted. Raises as `Batch.write`."""
+        self._compact(self._points)
+
+    def _compact(self, family: Any) -> None:
+        options = rocksdict.CompactOptions()
+        options.set_exclusive_manual_compaction(False)  # one that writers wait for may run beside
+        # Also what lies at the bottom already: a reader may have kept it there the last time.
+        options.set_bottommost_level_compaction(rocksdict.BottommostLevelCompaction.force_optimized())
+        try:
+            family.compact_range(None, None, options)
+        except Exception as error:
+            raise _not_written(error, self._directory) from error
+
     def flush(self) -> None:
         """Moves what is in RocksDB's memory to its files, so that a checkpoint soon after has little to do."""
         try:
@@ -259,6 +303,10 @@ class Store:
             _log.warning("the replica's store %s was not closed in good order: %s", self._directory, error)
         del self._log, self._points, self._tombstones, self._meta
         del self._log_handle, self._points_handle, self._tombstones_handle, self._meta_handle
+
+
+def _table_bytes(family: Any) -> int:
+    return int(family.property_int_value("rocksdb.live-sst-files-size") or 0)
 
 
 def _record(value: bytes) -> PointRecord:

@@ -7,6 +7,8 @@ is tried again. A merge may take minutes; writers wait for no more than a sealin
 Merging and encoding ask the ledger of memory first, and wait where there is no room; a merge of many segments is made one of two
 then. Sealing does not ask: it gives back more than it takes, and writers wait for it.
 
+When writes pause, what they left behind in the store is given back to the disk.
+
 What opening does not read, since it is most of the bytes, is verified here at a bounded rate: the raw vectors of the segments
 that were there, and the points. Nothing is merged before that: a merge would give damaged vectors a new checksum.
 """
@@ -35,7 +37,10 @@ from vectorfleet.ledger import Ledger
 
 ENCODE_ROWS_MIN: Final = 1024
 """A segment of fewer rows is searched exactly: visiting its lists would cost more than reading it."""
-
+SPARE_BYTES_MAX: Final = 1 << 20
+"""What a store at rest may hold for nothing; of what its points take, `DEAD_SHARE_MAX` if that is more."""
+TIDY_PAUSE_S: Final = 5.0
+"""Between two tries to tidy the store: a search that began before may keep what is to go."""
 
 _VERIFY_BYTES_PER_STEP: Final = 64 << 20
 _log = logging.getLogger(__name__)
@@ -77,6 +82,9 @@ class Upkeep:
         self._quiet_since: tuple[int, float] = (-1, 0.0)
         self._verifying: Iterator[int] | None = self._verification()
         self._verify_at_s = 0.0
+        self._tidy_at_s = 0.0
+        self._tidied = -1
+        """What was sealed when the store was last found tidy."""
 
     def seal(self, now_s: float) -> bool:
         """Seals the buffer if that is due; returns whether it was. `now_s` and errors as for `improve`."""
@@ -86,7 +94,7 @@ class Upkeep:
         return True
 
     def improve(self, now_s: float) -> bool:
-        """Verifies some bytes, merges or encodes; returns whether there was something to do.
+        """Verifies some bytes, merges, encodes or tidies the store; returns whether there was something to do.
 
         Args:
             now_s: monotonic seconds.
@@ -103,7 +111,9 @@ class Upkeep:
         if chosen and self._verifying is None and self._merge_within_memory(chosen):
             return True
         stale = self._encode_due()
-        return stale is not None and self._encode_within_memory(stale)
+        if stale is not None and self._encode_within_memory(stale):
+            return True
+        return idle and self._tidy(now_s)
 
     @property
     def settled(self) -> bool:
@@ -125,7 +135,8 @@ class Upkeep:
     def _seal_due(self, now_s: float) -> bool:
         with self._state.lock:
             rows, size, frozen = self._state.active.rows, self._state.active.nbytes, self._state.frozen is not None
-        if rows == 0:
+            unsealed = self._state.applied > self._state.manifest.sealed_seqno  # deletes alone leave no row
+        if not unsealed:
             self._buffer_seen_s = None
         elif self._buffer_seen_s is None:
             self._buffer_seen_s = now_s
@@ -182,6 +193,32 @@ class Upkeep:
     def stop_verifying(self) -> None:
         """Lets go of the view that is being verified; what is left is verified by whoever opens the replica next."""
         self._verifying = None
+
+    # ------------------------------------------------------------------ tidying
+
+    def _tidy(self, now_s: float) -> bool:
+        """Gives back what the store holds for nothing, if that is much; says whether any of it is gone."""
+        with self._state.lock:
+            sealed, applied = self._state.manifest.sealed_seqno, self._state.applied
+        if sealed != applied or sealed == self._tidied or now_s < self._tidy_at_s:
+            return False
+        store, points = self._state.store, self._state.view.live
+        size, stale = store.points_bytes(points)
+        log = store.log_bytes
+        log_is_large, points_are_stale = (
+            log > SPARE_BYTES_MAX,
+            stale > max(SPARE_BYTES_MAX, compaction.DEAD_SHARE_MAX * size),
+        )
+        if not log_is_large and not points_are_stale:
+            self._tidied = sealed
+            return False
+        self._tidy_at_s = now_s + TIDY_PAUSE_S
+        if log_is_large:
+            store.shrink_log()
+        if points_are_stale:
+            self._require_room(size)
+            store.shrink_points()
+        return store.log_bytes < log or store.points_bytes(points)[1] < stale
 
     # ------------------------------------------------------------------ merging
 

@@ -8,7 +8,8 @@ that left something else than it said, or something that the contract forbids; a
 
 Which RPCs there are is read from the descriptors. One that writes points (`_WRITING`) is asked one request after another, on a
 collection of its own that is compared with a plain dictionary; the others are asked many at a time, on one that must stay as
-it is. That one is large enough to be trained and encoded. What makes collections (`_MAKING`) is undone at once.
+it is. That one is large enough to be trained and encoded. What makes collections or keys (`_MAKING`) is undone at once.
+The router wants a credential: without one, there are no keys to be made.
 """
 
 from __future__ import annotations
@@ -20,13 +21,14 @@ import functools
 import itertools
 import os
 import random
+import secrets
 import shutil
 import socket
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Self
@@ -48,12 +50,17 @@ from vectorfleet.rpc_options import CHANNEL_OPTIONS
 from vectorfleet.v1 import (
     cluster_service_pb2,
     collection_service_pb2,
+    key_service_pb2,
     point_service_pb2,
     point_service_pb2_grpc,
     search_service_pb2,
 )
 
-FILES: Final = (cluster_service_pb2, collection_service_pb2, point_service_pb2, search_service_pb2, shard_service_pb2)
+FILES: Final = (
+    cluster_service_pb2, collection_service_pb2, key_service_pb2, point_service_pb2, search_service_pb2, shard_service_pb2,
+)  # fmt: skip
+ADMIN_KEY: Final = "admin.key"
+API_KEY_VARIABLE: Final = "VECTORFLEET_API_KEY_FILE"
 AT_ONCE: Final = 24
 TIMEOUT_S: Final = 2.5
 CHECK_EVERY: Final = 500
@@ -62,7 +69,7 @@ LOG_LINES_EVERY: Final = 100
 _LOG_LINES_FREE: Final = 50
 _LOG_LINES_WHEN_DONE: Final = 20
 _WRITING: Final = frozenset({"Upsert", "Delete", "BulkUpsert", "Write"})
-_MAKING: Final = frozenset({"CreateCollection", "RestoreBackup"})
+_MAKING: Final = frozenset({"CreateCollection", "CreateKey", "RestoreBackup"})
 _MAKING_AT_ONCE: Final = 4
 _STILL_POINTS: Final = 1_200
 """So many that they are encoded once they are sealed."""
@@ -98,11 +105,17 @@ class Report:
 
 
 class Target:
-    """A cluster, and where on it each method is asked."""
+    """A cluster, and where on it each method is asked.
+
+    Attributes:
+        metadata: of calls through the router: the credential, where it wants one.
+    """
 
     def __init__(self, cluster: LocalCluster) -> None:
         self.cluster = cluster
         self.client = vectorfleet.Client(cluster.address, timeout=30.0)
+        key = cluster.data / ADMIN_KEY
+        self.metadata = (("authorization", f"Bearer {key.read_text()}"),) if key.exists() else ()
         self._channel = grpc.insecure_channel(cluster.address, options=CHANNEL_OPTIONS)
         self._points = point_service_pb2_grpc.PointServiceStub(self._channel)
         self.pids = {name: process.pid for name, process in cluster.processes.items()}
@@ -136,12 +149,14 @@ class Target:
     def points(self, name: str) -> Points:
         """What a collection holds, byte for byte."""
         request = point_service_pb2.ScrollRequest(collection=name, with_vector=True, page_size=limits.SCROLL_PAGE_MAX)
-        page = self._points.Scroll(request, timeout=30.0)
+        page = self._points.Scroll(request, timeout=30.0, metadata=self.metadata)
         assert not page.next_page_token
         return {point.id: (point.vector, point.payload) for point in page.points}
 
     def remove_what_was_made(self) -> None:
-        """Deletes the collections that requests made."""
+        """Deletes the collections and keys that requests made."""
+        for key in self.client.keys.list():
+            self.client.keys.revoke(key.id)
         for one in self.client.list_collections():
             if one.name != STILL and not one.name.startswith("for-"):
                 self.client.delete_collection(one.name)
@@ -150,6 +165,20 @@ class Target:
         """Lines in all logs."""
         logs = (self.cluster.data / "logs").glob("*.log")
         return sum(log.read_bytes().count(b"\n") for log in logs)
+
+
+@contextlib.contextmanager
+def cluster_with_a_key(data: Path) -> Iterator[LocalCluster]:
+    """A cluster of two nodes whose router wants a credential, and an environment that gives it to all clients."""
+    data.mkdir(exist_ok=True)
+    key = data / ADMIN_KEY
+    key.write_text(secrets.token_hex(32))
+    os.environ[API_KEY_VARIABLE] = str(key)
+    try:
+        with LocalCluster(data, nodes=2, router_args=("--admin-key-file", str(key))) as cluster:
+            yield cluster
+    finally:
+        del os.environ[API_KEY_VARIABLE]
 
 
 def methods() -> list[MethodDescriptor]:
@@ -165,11 +194,9 @@ def run(target: Target, method: MethodDescriptor, count: int, seed: int) -> Repo
     target.prepare_once(name)
     before, lines = target.points(name), target.log_lines()
     report = Report(method.full_name)
-    requests = Requests(
-        f"{seed} {method.full_name}",
-        hints(name, *target.place(name), str(target.cluster.data / "backups" / "fuzz")),
-        mend,
-    )
+    key = target.client.keys.create(["read:nothing"]).key.id if target.metadata else ""
+    place = str(target.cluster.data / "backups" / "fuzz")
+    requests = Requests(f"{seed} {method.full_name}", hints(name, *target.place(name), place, key), mend)
     asyncio.run(_Campaign(target, method, name, requests, report).run(count))
     target.remove_what_was_made()
     if not changing and target.points(name) != before:
@@ -216,6 +243,7 @@ class _Campaign:
         self._report = report
         self._request_type = GetMessageClass(method.input_type)
         self._response_type = GetMessageClass(method.output_type)
+        self._metadata = () if ".internal." in method.full_name else target.metadata
         self._expected: Points = {}
 
     async def run(self, count: int) -> None:
@@ -278,8 +306,8 @@ class _Campaign:
         async def ask(batch: Sequence[bytes]) -> list[Message]:
             sent: Any = _each(batch) if streams[0] else batch[0]
             if streams[1]:
-                return [response async for response in call(sent, timeout=TIMEOUT_S)]
-            return [await call(sent, timeout=TIMEOUT_S)]
+                return [response async for response in call(sent, timeout=TIMEOUT_S, metadata=self._metadata)]
+            return [await call(sent, timeout=TIMEOUT_S, metadata=self._metadata)]
 
         return ask
 
@@ -291,11 +319,14 @@ class _Campaign:
                 self._report.find("a collection was deleted", batch)
             # Past its deadline, it may have been made.
             if self._method.name in _MAKING and (accepted or answer.reason == "DEADLINE_EXCEEDED"):
-                await asyncio.to_thread(self._undo, self._parsed(batch[0]))
+                await asyncio.to_thread(self._undo, self._parsed(batch[0]), [] if not accepted else answer)
 
-    def _undo(self, message: Any) -> None:
+    def _undo(self, message: Any, answers: Sequence[Message]) -> None:
         """Deletes what a request has made."""
         made = []
+        for answer in answers:
+            if isinstance(answer, key_service_pb2.CreateKeyResponse):
+                self._target.client.keys.revoke(answer.key.id)
         if isinstance(message, collection_service_pb2.CreateCollectionRequest):
             made = [message.spec.name]
         elif isinstance(message, cluster_service_pb2.RestoreBackupRequest):
@@ -408,7 +439,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     data = Path(tempfile.mkdtemp(prefix="vectorfleet-fuzz-"))
     harmed = 0
     os.environ["HF_HUB_OFFLINE"] = "1"  # a name of a model must not be looked for elsewhere
-    with LocalCluster(data, nodes=2) as cluster, Target(cluster) as target:
+    with cluster_with_a_key(data) as cluster, Target(cluster) as target:
         campaigns = [
             (method.name, functools.partial(run, target, method, given.requests, given.seed)) for method in methods()
         ]

@@ -18,7 +18,7 @@ ROWS: Final = (floats(1, 2, 3, 4), floats(0.5, 0, 0, 0), floats(-1, 1e-30, 5, 2)
 PAYLOADS: Final = (b"", b"{}", b'{"n": 1}')
 
 
-def hints(name: str, uid: str, address: str, term: int, place: str) -> Hints:
+def hints(name: str, uid: str, address: str, term: int, place: str, key: str) -> Hints:
     """The values that mean something.
 
     Args:
@@ -27,6 +27,7 @@ def hints(name: str, uid: str, address: str, term: int, place: str) -> Hints:
         address: of the node that holds its one shard.
         term: of that shard.
         place: where backups may lie.
+        key: id of an API key that may be revoked.
     """
     long, junk = "x" * (limits.ID_BYTES_MAX + 1), ["", "nowhere", "../x", "x" * 129]
     short, infinite = floats(1, 2, 3), floats(3e38, 3e38, 0, 0)
@@ -75,6 +76,14 @@ def hints(name: str, uid: str, address: str, term: int, place: str) -> Hints:
         "nlist": ([0, 2], [64]),
         "version": ([1], [2]),
         "train_points": ([0, 256], [255]),
+        "RevokeKeyRequest.id": ([key], ["", "0" * 16, long]),
+        "scopes": (["read:still", "write:made-*", "admin:*"], ["", "read", "own:still", f"read:{long}"]),
+        "description": (["a key"], ["two\nlines", long]),
+        "seconds": ([4_102_444_800], [0, -1, 2**62]),
+        "nanos": ([0], [-1, 10**9]),
+        "calls_per_second": ([0.0, 5.0], [-1.0, float("nan"), float("inf")]),
+        "points_per_second": ([0.0, 5.0], [-1.0]),
+        "points_per_day": ([0.0, 1e6], [-1.0]),
         "embedding_model": ([""], ["/no/such/model"]),
     }
 

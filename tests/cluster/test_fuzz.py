@@ -9,7 +9,6 @@ import pytest
 
 from tests.cluster import fuzz
 from tests.cluster.planted import SickCluster
-from vectorfleet.local import LocalCluster
 
 REQUESTS = 80
 
@@ -24,7 +23,7 @@ def test_no_request_does_harm(tmp_path: Path, rng: np.random.Generator) -> None:
     methods = fuzz.methods()
     assert {"Upsert", "SearchStream", "Write", "TrainCodebook"} <= {method.name for method in methods}
     accepted = set()
-    with LocalCluster(tmp_path / "data", nodes=2) as cluster, fuzz.Target(cluster) as target:
+    with fuzz.cluster_with_a_key(tmp_path / "data") as cluster, fuzz.Target(cluster) as target:
         for method in methods:
             report = fuzz.run(target, method, REQUESTS, seed)
             assert not report.findings, f"make fuzz N={REQUESTS} SEED={seed}: {report}"
@@ -32,7 +31,7 @@ def test_no_request_does_harm(tmp_path: Path, rng: np.random.Generator) -> None:
             if report.codes["OK"]:
                 accepted.add(method.name)
         assert not fuzz.run_garbage(target, 40, seed).findings
-    assert {"Upsert", "Delete", "Get", "BulkUpsert", "Search", "Write", "Fetch"} <= accepted, (
+    assert {"Upsert", "Delete", "Get", "BulkUpsert", "Search", "Write", "Fetch", "CreateKey"} <= accepted, (
         "all were refused at the door"
     )
 

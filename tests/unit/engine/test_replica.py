@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shard_server.engine import index
+from shard_server.engine import index, upkeep
 from shard_server.engine.state import ReplicaState
 from shard_server.engine.upkeep import EngineSettings
 from tests.unit.engine.conftest import SMALL, OpenReplica, codebook_for, delete, identity, maintain, settle, upsert
@@ -345,3 +345,48 @@ def test_a_segment_index_does_not_repeat_the_centroids(open_replica: OpenReplica
     replica.use_codebook(codebook_for(replica, nlist=nlist, m=32))
     settle(replica)
     assert 0 < replica.stats().index_bytes < nlist * dim * 4
+
+
+def test_what_writes_left_in_the_store_is_given_back_when_they_pause(open_replica: OpenReplica) -> None:
+    settings = EngineSettings(seal_points=100_000)
+    replica = open_replica(dim=1024, settings=settings)
+    points = vectors(1000, 1024)
+    payloads = {name: b'{"a":"%s"}' % os.urandom(2048).hex().encode() for name in points}
+    for now_s in (0.0, 1e5):
+        replica.commit([upsert(points, payloads)], term=1)
+        settle(replica, now_s)
+        store = replica._state.store
+        assert store.log_bytes < upkeep.SPARE_BYTES_MAX  # of 8 MiB
+    size, stale = store.points_bytes(1000)
+    assert size < 1.1 * 1000 * 4096
+    assert stale == 0
+    replica.commit([delete(*list(points)[:900])], term=1)
+    settle(replica, 2e5)
+    assert store.points_bytes(100)[0] < 1.1 * 100 * 4096 + upkeep.SPARE_BYTES_MAX
+    found, _ = replica.scan("", 1000, with_vector=True)
+    assert [(one.id, one.payload, one.vector) for one in found] == [
+        (name, payloads[name], vector.tobytes()) for name, vector in list(points.items())[900:]
+    ]
+
+
+def test_what_a_reader_still_wants_is_given_back_later(open_replica: OpenReplica) -> None:
+    replica = open_replica(dim=1024, settings=EngineSettings(seal_points=100_000))
+    replica.commit([upsert(vectors(1000, 1024))], term=1)
+    reader = replica._state.view.points.after(b"")
+    next(reader)
+    settle(replica, 0.0)
+    assert replica._state.store.log_bytes > upkeep.SPARE_BYTES_MAX
+    del reader
+    settle(replica, 1e5)
+    assert replica._state.store.log_bytes < upkeep.SPARE_BYTES_MAX
+
+
+def test_deletes_alone_are_sealed_too(open_replica: OpenReplica) -> None:
+    replica = open_replica()
+    points = vectors(100)
+    replica.commit([upsert(points)], term=1)
+    settle(replica)
+    replica.commit([delete(*list(points)[:10])], term=1)
+    settle(replica, 2e4)
+    assert replica.stats().unsealed_writes == 0
+    assert list(replica._state.store.log_after(0)) == []

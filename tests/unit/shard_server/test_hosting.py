@@ -84,8 +84,8 @@ class Stage:
 
     def open(self, directory: Path, record: CollectionRecord, shard: int, codebooks: Any) -> FakeReplica:
         assert self.hold_opening.wait(TIMEOUT_S)
-        if record.uid in self.errors:
-            raise self.errors[record.uid]
+        if (error := self.errors.get(record.uid)) is not None:
+            raise error
         before = self.opened.get((record.uid, shard))
         assert before is None or before.closed, "two users of one folder"
         directory.mkdir(parents=True, exist_ok=True)
@@ -211,9 +211,10 @@ async def test_a_replica_that_a_shortage_keeps_from_opening_opens_when_it_is_ove
     assert await reason(stage.find("u1")) == said
     assert (await stage.find("u2")).serving
     del stage.errors["u1"]
-    await until(lambda: ("u1", 0) in stage.opened, "opened after all")
-    held = await stage.find("u1")
-    assert (held.serving, held.message, held.failure_reason) == (True, "", "")
+    (held,) = (replica for replica in stage.host.replicas if replica.uid == "u1")
+    await until(lambda: held.serving, "opened after all")
+    assert await stage.find("u1") is held
+    assert (held.message, held.failure_reason) == ("", "")
 
 
 async def test_a_replica_that_waits_for_room_can_be_taken_away(stage: Stage) -> None:
