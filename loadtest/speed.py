@@ -135,7 +135,7 @@ def load(client: vectorfleet.Client, data: datasets.VectorSet) -> Loaded:
     written_s = time.perf_counter() - start_s
     codebook = loading.settle(client, data.name).codebook
     # The servers' own default, given explicitly, so that both sides visit as many lists.
-    nprobe = max(1, min(codebook.nlist, max(24, round(1.25 * codebook.nlist**0.5))))
+    nprobe = max(1, min(codebook.nlist, max(40, round(1.25 * codebook.nlist**0.5))))
     parameters = bare_faiss.Parameters(codebook.nlist, codebook.m, nprobe, OVERSAMPLE, K)
     return Loaded(count / written_s, time.perf_counter() - start_s, parameters)
 

@@ -206,7 +206,7 @@ def code_bytes(m: int) -> int:
 
 def default_nprobe(nlist: int) -> int:
     """Lists that a search visits where the caller does not say."""
-    return max(1, min(nlist, max(24, int(1.25 * float(nlist) ** 0.5))))
+    return max(1, min(nlist, max(40, int(1.25 * float(nlist) ** 0.5))))
 
 
 def index_bytes(rows: float, segments: float, shape: CodebookShape) -> dict[str, float]:

@@ -82,8 +82,8 @@ class Codebook:
 
     @cached_property
     def default_nprobe(self) -> int:
-        """Lists to visit where the caller does not say; about 1.25·√nlist, at least 24."""
-        return max(1, min(self.nlist, max(24, int(1.25 * float(self.nlist) ** 0.5))))
+        """Lists to visit where the caller does not say; about 1.25·√nlist, at least 40."""
+        return max(1, min(self.nlist, max(40, int(1.25 * float(self.nlist) ** 0.5))))
 
     @cached_property
     def centroids(self) -> Matrix:

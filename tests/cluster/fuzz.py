@@ -21,17 +21,16 @@ import functools
 import itertools
 import os
 import random
-import secrets
 import shutil
 import socket
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final
 
 import grpc
 import numpy as np
@@ -41,26 +40,23 @@ from google.protobuf.message_factory import GetMessageClass
 from google.rpc import status_pb2
 
 import vectorfleet
+from tests.cluster.fuzz_target import Points, Target, cluster_with_a_key
 from tests.cluster.requests import Requests, floats
-from tests.cluster.sound_requests import DIM, IDS, STILL, hints, mend
+from tests.cluster.sound_requests import DIM, STILL, hints, mend
 from vectorfleet import errors, limits
 from vectorfleet.internal.v1 import shard_service_pb2
-from vectorfleet.local import LocalCluster
 from vectorfleet.rpc_options import CHANNEL_OPTIONS
 from vectorfleet.v1 import (
     cluster_service_pb2,
     collection_service_pb2,
     key_service_pb2,
     point_service_pb2,
-    point_service_pb2_grpc,
     search_service_pb2,
 )
 
 FILES: Final = (
     cluster_service_pb2, collection_service_pb2, key_service_pb2, point_service_pb2, search_service_pb2, shard_service_pb2,
 )  # fmt: skip
-ADMIN_KEY: Final = "admin.key"
-API_KEY_VARIABLE: Final = "VECTORFLEET_API_KEY_FILE"
 AT_ONCE: Final = 24
 TIMEOUT_S: Final = 2.5
 CHECK_EVERY: Final = 500
@@ -71,8 +67,6 @@ _LOG_LINES_WHEN_DONE: Final = 20
 _WRITING: Final = frozenset({"Upsert", "Delete", "BulkUpsert", "Write"})
 _MAKING: Final = frozenset({"CreateCollection", "CreateKey", "RestoreBackup"})
 _MAKING_AT_ONCE: Final = 4
-_STILL_POINTS: Final = 1_200
-"""So many that they are encoded once they are sealed."""
 _TOLD: Final = frozenset({"CreateCollection", "CreateBackup", "RestoreBackup"})
 """What is worth lines of a log when it is done."""
 _HARM: Final = frozenset({grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN})
@@ -85,9 +79,6 @@ _SAID_BY_THE_CLIENT: Final = "Internal error from Core"
 """What grpc.aio makes of a message that it could not send any more, the server having refused the one before."""
 _FINDINGS_KEPT: Final = 10
 _EPOCH_MAX: Final = 10
-
-Points = dict[str, tuple[bytes, bytes]]
-"""id → (vector, payload)."""
 
 
 @dataclass(slots=True)
@@ -102,83 +93,6 @@ class Report:
         """Notes harm, and the request that did it."""
         if len(self.findings) < _FINDINGS_KEPT:
             self.findings.append(f"{what}; request {[content[:300].hex() for content in request]}")
-
-
-class Target:
-    """A cluster, and where on it each method is asked.
-
-    Attributes:
-        metadata: of calls through the router: the credential, where it wants one.
-    """
-
-    def __init__(self, cluster: LocalCluster) -> None:
-        self.cluster = cluster
-        self.client = vectorfleet.Client(cluster.address, timeout=30.0)
-        key = cluster.data / ADMIN_KEY
-        self.metadata = (("authorization", f"Bearer {key.read_text()}"),) if key.exists() else ()
-        self._channel = grpc.insecure_channel(cluster.address, options=CHANNEL_OPTIONS)
-        self._points = point_service_pb2_grpc.PointServiceStub(self._channel)
-        self.pids = {name: process.pid for name, process in cluster.processes.items()}
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.client.close()
-        self._channel.close()
-
-    def prepare_once(self, name: str) -> None:
-        """Sees to a collection of one shard with a point for each id; to `STILL` with a codebook and many more points."""
-        if name in {one.name for one in self.client.list_collections()}:
-            return
-        index = vectorfleet.IndexOptions(train_points=_STILL_POINTS)
-        self.client.create_collection(name, dim=DIM, metric="l2", shards=1, index=index)
-        vectors = np.eye(len(IDS), DIM, dtype=np.float32)
-        self.client.upsert(name, ids=IDS, vectors=vectors, payloads=[{"id": point} for point in IDS])
-        if name == STILL:
-            many = np.random.default_rng(1).standard_normal((_STILL_POINTS, DIM), np.float32)
-            self.client.upsert(name, ids=[f"still-{number}" for number in range(_STILL_POINTS)], vectors=many)
-            self.client.wait_indexed(name, timeout=60.0)
-
-    def place(self, name: str) -> tuple[str, str, int]:
-        """The uid of a collection, the node that holds it, and the term of its shard."""
-        (shard,) = (shard for shard in self.client.cluster().shards if shard.collection == name)
-        node = shard.replicas[0].node
-        return self.client.get_collection(name).uid, self.cluster.processes[node].address, shard.term
-
-    def points(self, name: str) -> Points:
-        """What a collection holds, byte for byte."""
-        request = point_service_pb2.ScrollRequest(collection=name, with_vector=True, page_size=limits.SCROLL_PAGE_MAX)
-        page = self._points.Scroll(request, timeout=30.0, metadata=self.metadata)
-        assert not page.next_page_token
-        return {point.id: (point.vector, point.payload) for point in page.points}
-
-    def remove_what_was_made(self) -> None:
-        """Deletes the collections and keys that requests made."""
-        for key in self.client.keys.list():
-            self.client.keys.revoke(key.id)
-        for one in self.client.list_collections():
-            if one.name != STILL and not one.name.startswith("for-"):
-                self.client.delete_collection(one.name)
-
-    def log_lines(self) -> int:
-        """Lines in all logs."""
-        logs = (self.cluster.data / "logs").glob("*.log")
-        return sum(log.read_bytes().count(b"\n") for log in logs)
-
-
-@contextlib.contextmanager
-def cluster_with_a_key(data: Path) -> Iterator[LocalCluster]:
-    """A cluster of two nodes whose router wants a credential, and an environment that gives it to all clients."""
-    data.mkdir(exist_ok=True)
-    key = data / ADMIN_KEY
-    key.write_text(secrets.token_hex(32))
-    os.environ[API_KEY_VARIABLE] = str(key)
-    try:
-        with LocalCluster(data, nodes=2, router_args=("--admin-key-file", str(key))) as cluster:
-            yield cluster
-    finally:
-        del os.environ[API_KEY_VARIABLE]
 
 
 def methods() -> list[MethodDescriptor]:

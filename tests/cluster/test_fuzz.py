@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from tests.cluster import fuzz
+from tests.cluster.fuzz_target import Target, cluster_with_a_key
 from tests.cluster.planted import SickCluster
 
 REQUESTS = 80
@@ -23,7 +24,7 @@ def test_no_request_does_harm(tmp_path: Path, rng: np.random.Generator) -> None:
     methods = fuzz.methods()
     assert {"Upsert", "SearchStream", "Write", "TrainCodebook"} <= {method.name for method in methods}
     accepted = set()
-    with fuzz.cluster_with_a_key(tmp_path / "data") as cluster, fuzz.Target(cluster) as target:
+    with cluster_with_a_key(tmp_path / "data") as cluster, Target(cluster) as target:
         for method in methods:
             report = fuzz.run(target, method, REQUESTS, seed)
             assert not report.findings, f"make fuzz N={REQUESTS} SEED={seed}: {report}"
@@ -38,6 +39,6 @@ def test_no_request_does_harm(tmp_path: Path, rng: np.random.Generator) -> None:
 
 def test_harm_is_noticed(tmp_path: Path) -> None:
     (search,) = (method for method in fuzz.methods() if method.full_name.endswith("internal.v1.ShardService.Search"))
-    with SickCluster.with_bug("check-nothing")(tmp_path / "data", nodes=1) as cluster, fuzz.Target(cluster) as target:
+    with SickCluster.with_bug("check-nothing")(tmp_path / "data", nodes=1) as cluster, Target(cluster) as target:
         findings = fuzz.run(target, search, 300, seed=1).findings
     assert any("INTERNAL" in finding for finding in findings), findings

@@ -213,8 +213,7 @@ async def test_a_replica_that_a_shortage_keeps_from_opening_opens_when_it_is_ove
     del stage.errors["u1"]
     (held,) = (replica for replica in stage.host.replicas if replica.uid == "u1")
     await until(lambda: held.serving, "opened after all")
-    assert await stage.find("u1") is held
-    assert (held.message, held.failure_reason) == ("", "")
+    assert (await stage.find("u1") is held, held.message, held.failure_reason) == (True, "", "")
 
 
 async def test_a_replica_that_waits_for_room_can_be_taken_away(stage: Stage) -> None:
