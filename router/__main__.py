@@ -30,7 +30,7 @@ import signal
 from router.access.arguments import access_settings_of
 from router.arguments import parse
 from router.server import Router, RouterSettings
-from vectorfleet import handshakes, memory_limit, open_files
+from vectorfleet import event_loop, handshakes, memory_limit, open_files
 from vectorfleet.cluster.etcd_arguments import coordinator_of
 from vectorfleet.refusals import Refusals
 from vectorfleet.telemetry.options import start_logs, telemetry_of
@@ -56,7 +56,7 @@ def main() -> int:
             arguments, os.environ, logs, service="vectorfleet-router", instance=arguments.router_id, entry=True
         )
         try:
-            asyncio.run(_serve(arguments, refusals, telemetry))
+            event_loop.run(_serve(arguments, refusals, telemetry))
         finally:
             telemetry.close()
     except (OSError, ValueError) as error:

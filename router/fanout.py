@@ -17,6 +17,7 @@ from collections import defaultdict
 from collections.abc import Callable, Coroutine, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from operator import itemgetter
 from typing import Any, Final
 
 import numpy as np
@@ -39,6 +40,8 @@ from vectorfleet.v1 import types_pb2
 _STAGES: Final = tuple(
     name.removeprefix("SEARCH_STAGE_").lower() for name, number in shard_service_pb2.SearchStage.items() if number
 )
+_TOOK_ANY: Final = itemgetter(1)
+"""Of a stage and its microseconds."""
 STREAMED_BYTES_MAX: Final = 1 << 20
 """Of a question and its answer: what is larger is a call of its own, so that small ones need not wait behind it."""
 
@@ -232,8 +235,11 @@ class Fanout:
         answers, work = errand.answers, errand.work
         results: dict[int, shard_service_pb2.ShardResult] = {}
         if not isinstance(outcome, errors.VectorfleetError):
-            results = {result.shard: result for result in outcome.results}
-            work.facts["shards_us"] = {shard: _stages(result) for shard, result in results.items()}
+            work.facts["shards_us"] = stages_us = {}
+            for result in outcome.results:
+                results[result.shard] = result
+                named = zip(_STAGES, result.stage_us, strict=False)
+                stages_us[result.shard] = dict(filter(_TOOK_ANY, named))
         stale = []
         failed = ""
         for shard in errand.shards:
@@ -278,11 +284,6 @@ class Fanout:
         task = asyncio.create_task(steps)
         answers.owed[task] = task.cancel
         task.add_done_callback(ended)
-
-
-def _stages(result: shard_service_pb2.ShardResult) -> dict[str, int]:
-    """Microseconds by stage, of those that took any."""
-    return {stage: took_us for stage, took_us in zip(_STAGES, result.stage_us, strict=False) if took_us}
 
 
 def _read(result: shard_service_pb2.ShardResult | None, question: Question) -> ShardAnswer | errors.VectorfleetError:

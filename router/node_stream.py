@@ -3,8 +3,8 @@
 A search over a stream costs about half of a call of its own, in time and in work, on both sides. The stream is opened by the
 first search, and again by the first one after it broke. What waits when it breaks fails; nothing is sent twice.
 
-Who asks is told by a callback, in the very step in which the answer is read: a future or a task of each search would cost the
-event loop a turn, and every search pays for each of its turns.
+A search begins to be sent in the step in which it is asked, and who asks is told by a callback in that in which the answer is
+read: a future or a task in between would cost the event loop a turn, and every search pays for each of its turns.
 
 Invariants: an answer reaches the search whose number it carries, or nobody; each search ends when the stream does.
 """
@@ -16,7 +16,7 @@ import contextlib
 import itertools
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
@@ -63,7 +63,8 @@ class NodeStream:
             stream = self._open = _OpenStream(self._stub.SearchStream())
         message.request_id = number = next(self._numbers)
         message.timeout_ms = min(TIMEOUT_MS_MAX, max(1, int(timeout_s * 1000)))
-        stream.ask(number, message, told)
+        stream.waiting[number] = told
+        stream.send(message)
         return partial(stream.forget, number)
 
     def retire(self) -> None:
@@ -80,58 +81,49 @@ class NodeStream:
 class _OpenStream:
     def __init__(self, call: Any) -> None:
         self.ended = False
+        self.waiting: dict[int, Told] = {}
         self._call = call
-        self._waiting: dict[int, Told] = {}
         # Bounded by what its callers admit: each of them waits for its answer.
         self._outgoing: deque[shard_service_pb2.SearchStreamRequest] = deque()
+        self._writing = False
         self._retired = False
-        self._idle: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._writer = asyncio.create_task(self._write())
         self._reader = asyncio.create_task(self._read())
 
-    def ask(self, number: int, message: shard_service_pb2.SearchStreamRequest, told: Told) -> None:
-        self._waiting[number] = told
-        self._send(message)
+    def send(self, message: shard_service_pb2.SearchStreamRequest) -> None:
+        self._outgoing.append(message)
+        if not self._writing:
+            _step(self._write())
 
     def forget(self, number: int) -> None:
-        if self._waiting.pop(number, None) is not None:
-            self._send(shard_service_pb2.SearchStreamRequest(request_id=number))
+        if self.waiting.pop(number, None) is not None:
+            self.send(shard_service_pb2.SearchStreamRequest(request_id=number))
 
     def retire(self) -> None:
         self._retired = True
-        self._wake()
+        if not self._writing:
+            _step(self._write())
 
     def end(self) -> None:
         self.ended = True
         self._call.cancel()
 
-    def _send(self, message: shard_service_pb2.SearchStreamRequest) -> None:
-        self._outgoing.append(message)
-        self._wake()
-
-    def _wake(self) -> None:
-        if not self._idle.done():
-            self._idle.set_result(None)
-
     async def _write(self) -> None:
-        # In a task of its own: who is cancelled while gRPC writes takes the whole stream along.
-        with contextlib.suppress(grpc.RpcError, asyncio.InvalidStateError):
-            while True:
-                while self._outgoing:
-                    await self._call.write(self._outgoing.popleft())
-                if self._retired:
-                    break
-                self._idle = asyncio.get_running_loop().create_future()
-                await self._idle
-            await self._call.done_writing()
+        """Writes what waits to be written. It raises nothing: that the stream broke is the reader's to tell."""
+        self._writing = True
+        with contextlib.suppress(grpc.RpcError, asyncio.InvalidStateError, asyncio.CancelledError):
+            while self._outgoing:
+                await self._call.write(self._outgoing.popleft())
+            if self._retired:
+                await self._call.done_writing()
+        self._writing = False
 
     async def _read(self) -> None:
         error: errors.VectorfleetError = errors.Unavailable("the node ended the stream", reason="UNREACHABLE")
         try:
             while (response := await self._call.read()) is not grpc.aio.EOF:
-                told = self._waiting.pop(response.request_id, None)
+                told = self.waiting.pop(response.request_id, None)
                 if told is not None:
-                    _tell(told, _outcome(response))
+                    _tell(told, response)
         except grpc.aio.AioRpcError as broken:
             error = errors.from_rpc_error(broken)
             if isinstance(error, errors.InternalError):
@@ -142,20 +134,28 @@ class _OpenStream:
         finally:
             self.ended = True
             self._call.cancel()
-            self._writer.cancel()
-            waiting, self._waiting = self._waiting, {}
+            waiting, self.waiting = self.waiting, {}
             for told in waiting.values():
                 _tell(told, error)
 
 
-def _outcome(response: shard_service_pb2.SearchStreamResponse) -> Outcome:
-    if response.WhichOneof("outcome") == "error":
-        return errors.from_status(status_pb2.Status.FromString(response.error))
-    return response.response
-
-
-def _tell(told: Told, outcome: Outcome) -> None:
+def _tell(told: Told, said: shard_service_pb2.SearchStreamResponse | errors.VectorfleetError) -> None:
     try:
-        told(outcome)
+        if isinstance(said, errors.VectorfleetError):
+            told(said)
+        elif said.WhichOneof("outcome") == "error":
+            told(errors.from_status(status_pb2.Status.FromString(said.error)))
+        else:
+            told(said.response)
     except Exception:  # a defect: it must not end the stream, on which others wait
         _log.exception("the answer to a search could not be taken")
+
+
+def _step(steps: Coroutine[asyncio.Future[Any], None, None]) -> None:
+    """Takes the first step of a coroutine that awaits nothing but futures at once, and the others as these are done.
+
+    A task would take its first step in the next turn of the loop. And who is cancelled while gRPC writes takes the whole stream
+    along: nobody can cancel this.
+    """
+    with contextlib.suppress(StopIteration):
+        steps.send(None).add_done_callback(lambda _: _step(steps))

@@ -79,7 +79,7 @@ class SearchService:
         """Answers 1 to 1,024 queries."""
         return self._answer(request, Deadline.of_caller(context.time_remaining(), limits.SEARCH_TIMEOUT_DEFAULT_S))
 
-    async def search_stream(
+    def search_stream(
         self,
         requests: AsyncIterator[search_service_pb2.SearchStreamRequest | search_stream.Undecodable],
         context: grpc.aio.ServicerContext[Any, Any],
@@ -87,8 +87,7 @@ class SearchService:
         """Answers a stream of searches."""
         remaining_s = context.time_remaining()
         whole = None if remaining_s is None else Deadline.after(remaining_s)
-        async for response in search_stream.answer_stream(requests, self._answer_message, whole, self._stopping):
-            yield response
+        return search_stream.answer_stream(requests, self._answer_message, whole, self._stopping)
 
     async def _answer(
         self, request: search_service_pb2.SearchRequest, deadline: Deadline

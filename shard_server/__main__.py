@@ -33,7 +33,7 @@ from shard_server.arguments import parse
 from shard_server.data_dir import DataDir, DataDirError
 from shard_server.engine.upkeep import EngineSettings
 from shard_server.node import Node, NodeSettings
-from vectorfleet import handshakes, memory_limit, open_files
+from vectorfleet import event_loop, handshakes, memory_limit, open_files
 from vectorfleet.cluster.etcd_arguments import coordinator_of
 from vectorfleet.refusals import Refusals
 from vectorfleet.telemetry.options import start_logs, telemetry_of
@@ -60,7 +60,7 @@ def main() -> int:
             arguments, os.environ, logs, service="vectorfleet-shard-server", instance=data.node_id, entry=False
         )
         try:
-            closed = asyncio.run(_serve(arguments, data, refusals, telemetry))
+            closed = event_loop.run(_serve(arguments, data, refusals, telemetry))
         finally:
             telemetry.close()
     except (DataDirError, OSError, ValueError) as error:

@@ -110,12 +110,11 @@ class ShardServicer(pb_grpc.ShardServiceServicer):
         await self._searcher.search(request, remaining_s(context, limits.SEARCH_TIMEOUT_DEFAULT_S), response)
         return response
 
-    async def SearchStream(
+    def SearchStream(
         self, requests: AsyncIterator[pb.SearchStreamRequest], context: Context
     ) -> AsyncIterator[pb.SearchStreamResponse]:
         """Answers a router's searches over one stream."""
-        async for response in search_stream.answer_stream(requests, self._search, self._stopping):
-            yield response
+        return search_stream.answer_stream(requests, self._search, self._stopping)
 
     async def _search(self, request: pb.SearchRequest, timeout_s: float, response: pb.SearchResponse) -> None:
         """Answers one message of a stream: it is looked at as if it were a call of its own."""

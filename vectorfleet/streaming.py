@@ -9,6 +9,7 @@ Invariant: no task outlives the stream.
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TypeVar
 
@@ -36,35 +37,52 @@ async def answer_all(
     Raises:
         Unavailable: SHUTTING_DOWN, after the last answer.
     """
-    room = asyncio.Semaphore(at_once)
-    finished: asyncio.Queue[tuple[R | None] | None] = asyncio.Queue()  # bounded by `room`
+    finished: deque[R | None] = deque()
+    news, freed = asyncio.Event(), asyncio.Event()
+    unsaid = 0  # questions at work, and answers that wait to be written
+    over = False
     tasks: set[asyncio.Task[None]] = set()
 
     async def run(question: Q) -> None:
-        finished.put_nowait((await answer(question),))
+        try:
+            finished.append(await answer(question))
+            news.set()
+        finally:
+            task = asyncio.current_task()
+            assert task is not None
+            tasks.discard(task)
 
     async def read() -> None:
+        nonlocal unsaid, over
         try:
             while True:
-                await room.acquire()
-                task = asyncio.create_task(run(await anext(questions)))
-                tasks.add(task)
-                task.add_done_callback(tasks.discard)
+                while unsaid >= at_once:
+                    freed.clear()
+                    await freed.wait()
+                question = await anext(questions)
+                unsaid += 1
+                tasks.add(asyncio.create_task(run(question)))
         except StopAsyncIteration:
             pass
         finally:
             await asyncio.gather(*tasks)
-            finished.put_nowait(None)
+            over = True
+            news.set()
 
     reader = asyncio.create_task(read())
     stop = asyncio.create_task(stopping.wait())
     stop.add_done_callback(lambda _: reader.cancel())
     try:
-        while (done := await finished.get()) is not None:
-            (response,) = done
+        while finished or not over:
+            if not finished:
+                news.clear()
+                await news.wait()
+                continue
+            response = finished.popleft()
             if response is not None:
                 yield response
-            room.release()
+            unsaid -= 1
+            freed.set()
         if stopping.is_set():
             raise errors.Unavailable("the process is stopping", reason="SHUTTING_DOWN")
         await reader  # raises where reading failed
