@@ -12,7 +12,6 @@ Invariants: an answer reaches the search whose number it carries, or nobody; eac
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
 import logging
 from collections import deque
@@ -110,12 +109,15 @@ class _OpenStream:
     async def _write(self) -> None:
         """Writes what waits to be written. It raises nothing: that the stream broke is the reader's to tell."""
         self._writing = True
-        with contextlib.suppress(grpc.RpcError, asyncio.InvalidStateError, asyncio.CancelledError):
+        try:
             while self._outgoing:
                 await self._call.write(self._outgoing.popleft())
             if self._retired:
                 await self._call.done_writing()
-        self._writing = False
+        except (grpc.RpcError, asyncio.InvalidStateError, asyncio.CancelledError):
+            self._outgoing.clear()
+        finally:
+            self._writing = False
 
     async def _read(self) -> None:
         error: errors.VectorfleetError = errors.Unavailable("the node ended the stream", reason="UNREACHABLE")
@@ -151,11 +153,14 @@ def _tell(told: Told, said: shard_service_pb2.SearchStreamResponse | errors.Vect
         _log.exception("the answer to a search could not be taken")
 
 
-def _step(steps: Coroutine[asyncio.Future[Any], None, None]) -> None:
+def _step(steps: Coroutine[asyncio.Future[Any], None, None], _: object = None) -> None:
     """Takes the first step of a coroutine that awaits nothing but futures at once, and the others as these are done.
 
     A task would take its first step in the next turn of the loop. And who is cancelled while gRPC writes takes the whole stream
     along: nobody can cancel this.
     """
-    with contextlib.suppress(StopIteration):
-        steps.send(None).add_done_callback(lambda _: _step(steps))
+    try:
+        awaited = steps.send(None)
+    except StopIteration:
+        return
+    awaited.add_done_callback(partial(_step, steps))
