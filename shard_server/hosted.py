@@ -165,10 +165,14 @@ class HostedReplica:
         try:
             return await pool.run_until(deadline, call)
         except DataLoss as error:
-            if error.reason == "DATA_LOSS":  # its own, not a backup's; and rather no answer than a wrong one
-                _log.error("%s is out of service: %s", self.name, error)
-                self.fail(error)
+            self.note_damage(error)
             raise
+
+    def note_damage(self, error: DataLoss) -> None:
+        """Goes out of service for damage of its own files, not of a backup's: rather no answer than a wrong one."""
+        if error.reason == "DATA_LOSS":
+            _log.error("%s is out of service: %s", self.name, error)
+            self.fail(error)
 
     async def write(self, mutation: storage_pb2.Mutation, term: int) -> Applied:
         """Commits a mutation together with those that wait; see `GroupCommit.write`."""

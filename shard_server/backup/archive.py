@@ -120,6 +120,9 @@ class Archive:
         snapshot = await held.run(self._pools.snapshots, None, _snapshot, request.codebook_version)
         try:
             return await self._pools.copies.run(self._upload, place, snapshot, request, transfer)
+        except DataLoss as error:
+            held.note_damage(error)
+            raise
         finally:
             await self._pools.copies.run(snapshot.remove)
 

@@ -115,8 +115,10 @@ def write(path: Path, parts: Iterable[bytes | memoryview]) -> storage_pb2.FileEn
 
 def measured(path: Path) -> storage_pb2.FileEntry:
     """The size and checksum of a file as it is. Raises `DataLoss` where it cannot be read."""
-    digest = xxhash.xxh3_64()
-    size = sum(_chunks(path, digest))
+    digest, size = xxhash.xxh3_64(), 0
+    for chunk in _chunks(path):
+        digest.update(chunk)
+        size += len(chunk)
     return storage_pb2.FileEntry(name=path.name, bytes=size, checksum=digest.intdigest())
 
 
@@ -127,22 +129,22 @@ def verify(directory: Path, entries: Sequence[storage_pb2.FileEntry]) -> None:
             pass
 
 
-def verifying(path: Path, entry: storage_pb2.FileEntry) -> Iterator[int]:
-    """Verifies a file piece by piece: yields the bytes read after each, and raises `DataLoss` at the end."""
+def verifying(path: Path, entry: storage_pb2.FileEntry) -> Iterator[bytes]:
+    """Reads a file piece by piece, and raises `DataLoss` at the end unless it is whole and unchanged."""
     check_size(path, entry)
     digest = xxhash.xxh3_64()
-    yield from _chunks(path, digest)
+    for chunk in _chunks(path):
+        digest.update(chunk)
+        yield chunk
     if digest.intdigest() != entry.checksum:
         raise DataLoss(f"{path} does not match its checksum")
 
 
-def _chunks(path: Path, digest: xxhash.xxh3_64) -> Iterator[int]:
-    """Feeds a file to `digest`, yielding the bytes of each piece."""
+def _chunks(path: Path) -> Iterator[bytes]:
     try:
         with path.open("rb") as file:
             while chunk := file.read(_CHUNK_BYTES):
-                digest.update(chunk)
-                yield len(chunk)
+                yield chunk
     except OSError as error:
         raise unreadable(path, error) from error
 

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shard_server.engine.bitmap import LiveRows
+from shard_server.engine.raw_vectors import RawVectors
 from shard_server.engine.view import View
 
 
@@ -16,7 +17,7 @@ from shard_server.engine.view import View
 class Part:
     """Rows that can be found: of a segment or of a buffer."""
 
-    vectors: NDArray[np.float32]
+    vectors: NDArray[np.float32] | RawVectors
     """float32[rows, dim], raw."""
     live: LiveRows
     ids_of: Callable[[NDArray[np.int64]], list[bytes]]

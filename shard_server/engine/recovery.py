@@ -1,8 +1,8 @@
 """From files to a replica's state: manifest, segments (checked and mapped), tombstones, then the log above what is sealed.
 
 What is missing, damaged, of another replica or of an unknown format version is refused by its name, and nothing is changed;
-only leftovers of a crash, which the manifest does not name, are removed. Terms and an index are derived: lost terms are made
-anew at once; without its index a segment is searched exactly until background work has encoded it again.
+only leftovers of a crash, which the manifest does not name, are removed. Terms, sums and an index are derived: lost terms and
+sums are made anew at once; without its index a segment is searched exactly until background work has encoded it again.
 
 `replica.json` is written when a new replica's store is complete. With it, the store must be there: one that lacks its CURRENT is
 damaged, not new. And it is read before the store is opened, which changes files: a later release's replica stays untouched.
@@ -185,7 +185,9 @@ def _segments(
             one = _with_index(one, versions)
         opened.append(one)
     if [one.entry for one in opened] != list(manifest.segments):
-        _log.warning("terms in %s were damaged or missing; they were made again of the payloads", directory)
+        _log.warning(
+            "terms or sums in %s were damaged or missing; they were made again of payloads and vectors", directory
+        )
         del manifest.segments[:]
         manifest.segments.extend(one.entry for one in opened)
         _save(store, manifest)

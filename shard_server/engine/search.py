@@ -307,10 +307,12 @@ def _best_of_all(scanned: list[Candidates], wanted: int) -> list[Candidates]:
 
 
 def _compare_again(plan: _Plan, candidates: Candidates, prepared: NDArray[np.float32]) -> Candidates:
-    part = plan.parts[candidates.part]
-    scores = index.compare_rows(prepared, part.vectors, candidates.rows, plan.metric, plan.check)
-    if part.lengths is not None:
-        lengths = part.lengths[np.maximum(candidates.rows, 0)]
+    segment = plan.encoded[candidates.part].segment
+    # FAISS reads the rows through the mapping: here they are verified.
+    vectors = segment.vectors.holding(candidates.rows, plan.check)
+    scores = index.compare_rows(prepared, vectors, candidates.rows, plan.metric, plan.check)
+    if segment.lengths is not None:
+        lengths = segment.lengths[np.maximum(candidates.rows, 0)]
         scores = np.divide(scores, lengths, out=np.zeros_like(scores), where=lengths > 0)
     keys = np.where(candidates.rows < 0, np.inf, scoring.ascending_key(scores, plan.metric))
     return Candidates(candidates.part, keys, candidates.rows)

@@ -1,6 +1,7 @@
 """A segment: an immutable, searchable part of a replica, in a directory of its own.
 
     vectors   float32[rows, dim], raw, C order          memory-mapped; the kernel keeps what is read
+    sums      checksums of blocks of them               memory-mapped until all are verified, see `raw_vectors`
     ids       the rows' ids, see `ids`                  memory-mapped
     hashes    from an id to its row, likewise           memory-mapped
     lengths   float32[rows], the vectors' norms         memory-mapped; under COSINE alone
@@ -9,8 +10,8 @@
 
 Each says its kind and format version in 64 bytes: in front, the index at its end.
 
-The terms and the index are derived: where one is damaged or missing it is built again. All else is the truth. Which rows are
-alive is not kept here, because it changes: see `view` and `store`.
+The sums, the terms and the index are derived: where one is damaged or missing it is built again. All else is the truth. Which
+rows are alive is not kept here, because it changes: see `view` and `store`.
 """
 
 from __future__ import annotations
@@ -30,12 +31,14 @@ from shard_server.engine import files, index, postings, scoring
 from shard_server.engine.ids import Ids, hashes_parts, ids_parts
 from shard_server.engine.passing import PassingRows
 from shard_server.engine.postings import Postings
+from shard_server.engine.raw_vectors import BlockSums, RawVectors, rows_per_block
 from vectorfleet.errors import DataLoss
 from vectorfleet.internal.v1 import storage_pb2
 from vectorfleet.v1 import types_pb2
 
 VECTORS: Final = "vectors"
 _VECTORS: Final = b"VF-VECTR"
+_SUMS: Final = b"VF-SUMS "
 _IDS: Final = b"VF-IDS  "
 _HASHES: Final = b"VF-HASH "
 _LENGTHS: Final = b"VF-LENGT"
@@ -47,7 +50,7 @@ _CHUNK_BYTES: Final = 8 << 20
 class Source:
     """Rows that go into a new segment, from a buffer or an older segment."""
 
-    vectors: NDArray[np.float32]
+    vectors: NDArray[np.float32] | RawVectors
     """float32[n, dim], raw."""
     rows: NDArray[np.int64]
     """int64[r]: the rows to take, ascending."""
@@ -64,7 +67,7 @@ class Segment:
     entry: storage_pb2.SegmentEntry
     directory: Path
     metric: int
-    vectors: NDArray[np.float32] = field(repr=False)
+    vectors: RawVectors = field(repr=False)
     ids: Ids
     lengths: NDArray[np.float32] | None = field(repr=False)
     """float32[rows] norms, under COSINE."""
@@ -95,7 +98,8 @@ class Segment:
     @property
     def disk_bytes(self) -> int:
         """Bytes of all its files."""
-        return sum(entry.bytes for entry in self.entry.files) + self.entry.index.bytes + self.entry.terms.bytes
+        derived = self.entry.index.bytes + self.entry.terms.bytes + self.entry.sums.bytes
+        return sum(entry.bytes for entry in self.entry.files) + derived
 
     def prepared(self, rows: slice | NDArray[np.int64]) -> NDArray[np.float32]:
         """float32[n, dim] rows as the metric compares them: normalised under COSINE, else (of a slice) in place."""
@@ -117,23 +121,23 @@ def open_segment(
 ) -> Segment:
     """Checks the files and maps them, without the index: see `attach_index`.
 
-    Of the raw vectors only the presence, size and header are checked, since they are most of the bytes: `verify_vectors` does
-    the rest.
+    Of the raw vectors only the presence, size and header are checked, since they are most of the bytes: see `raw_vectors`.
 
     Args:
         directory: the segment's.
         entry: what the manifest says of it.
         dim: components of a vector.
         metric: `Metric` number.
-        payload_of: the payload of a live row by its id; terms that are lost are made of it, and the segment's entry is
-            then a new one.
+        payload_of: the payload of a live row by its id; terms that are lost are made of it, lost sums of the vectors, which
+            are read whole, and the segment's entry is then a new one. None: what is lost is not made again.
 
     Raises:
         DataLoss: a file is damaged, missing or of an unknown format; the message names it.
+        OSError: what is lost cannot be written, or memory or open files are short.
     """
     files.verify(directory, [one for one in entry.files if one.name != VECTORS])
     files.check_size(directory / VECTORS, _vectors_entry(entry))
-    vectors = _mapped(directory / VECTORS, _VECTORS, dim, entry.rows)
+    matrix = _mapped(directory / VECTORS, _VECTORS, dim, entry.rows).view(np.float32).reshape(entry.rows, dim)
     ids = Ids.mapped(
         _mapped(directory / "ids", _IDS, 0, entry.rows),
         _mapped(directory / "hashes", _HASHES, 0, entry.rows),
@@ -146,23 +150,26 @@ def open_segment(
         if payload_of is None:
             raise
         entry = _write_lost_terms(directory, entry, map(payload_of, map(ids.one, range(entry.rows))))
+    try:
+        files.verify(directory, [entry.sums])
+    except DataLoss:
+        if payload_of is None:
+            raise
+        entry = _write_lost_sums(directory, entry, dim)
+    block_rows, _ = files.check_header(directory / "sums", _SUMS)
+    sums = _mapped(directory / "sums", _SUMS, block_rows, entry.rows).view("<u8")
     terms = Postings(_mapped(directory / "terms", _TERMS, 0, entry.rows), entry.rows)
     return Segment(
         entry=entry,
         directory=directory,
         metric=metric,
-        vectors=vectors.view(np.float32).reshape(entry.rows, dim),
+        vectors=RawVectors(directory / VECTORS, matrix, sums, block_rows),
         ids=ids,
         lengths=None if lengths is None else lengths.view(np.float32),
         index=None,
         terms=terms,
         passing=PassingRows(terms),
     )
-
-
-def verify_vectors(segment: Segment) -> Iterator[int]:
-    """Verifies the raw vectors piece by piece: yields the bytes read after each. Raises `DataLoss` at the end."""
-    return files.verifying(segment.directory / VECTORS, _vectors_entry(segment.entry))
 
 
 def _vectors_entry(entry: storage_pb2.SegmentEntry) -> storage_pb2.FileEntry:
@@ -244,8 +251,9 @@ def _write_files(
 ) -> storage_pb2.SegmentEntry:
     rows = sum(len(source.rows) for source in sources)
     taken = [(source.ids, source.rows) for source in sources]
+    blocks = BlockSums(dim)
     written = [
-        files.write(building / VECTORS, _vector_parts(sources, rows, dim)),
+        files.write(building / VECTORS, _summed(_vector_parts(sources, rows, dim), blocks)),
         files.write(building / "ids", itertools.chain([files.header(_IDS, 0, rows)], ids_parts(taken))),
         files.write(building / "hashes", itertools.chain([files.header(_HASHES, 0, rows)], hashes_parts(taken))),
     ]
@@ -253,7 +261,8 @@ def _write_files(
         lengths = (scoring.norms(chunk).tobytes() for chunk in _chunks(sources, dim))
         written.append(files.write(building / "lengths", itertools.chain([files.header(_LENGTHS, 1, rows)], lengths)))
     terms = files.write(building / "terms", _terms_parts(_renumbered(sources), rows))
-    entry = storage_pb2.SegmentEntry(segment=number, rows=rows, files=written, terms=terms)
+    sums = files.write(building / "sums", _sums_parts(blocks, rows, dim))
+    entry = storage_pb2.SegmentEntry(segment=number, rows=rows, files=written, terms=terms, sums=sums)
     if codebook is not None:
         path = building / f"index-{codebook.version}"
         joined = index.concatenate(path, codebook, list(joinable)) if joinable else None
@@ -271,8 +280,7 @@ def write_index(segment: Segment, codebook: index.Codebook) -> storage_pb2.Segme
     building.rename(path)
     sync_folder(segment.directory)
     sealed.name = path.name
-    entry = storage_pb2.SegmentEntry()
-    entry.CopyFrom(segment.entry)
+    entry = _copied(segment.entry)
     entry.index.CopyFrom(sealed)
     entry.codebook_version = codebook.version
     return entry
@@ -289,6 +297,17 @@ def _vector_parts(sources: Sequence[Source], rows: int, dim: int) -> Iterator[by
     yield files.header(_VECTORS, dim, rows)
     for chunk in _chunks(sources, dim):
         yield np.ascontiguousarray(chunk).data.cast("B")
+
+
+def _summed(parts: Iterable[bytes | memoryview], blocks: BlockSums) -> Iterator[bytes | memoryview]:
+    for part in parts:
+        blocks.add(part)
+        yield part
+
+
+def _sums_parts(blocks: BlockSums, rows: int, dim: int) -> Iterator[bytes]:
+    yield files.header(_SUMS, rows_per_block(dim), rows)
+    yield blocks.finish()
 
 
 def _renumbered(sources: Sequence[Source]) -> Iterator[tuple[Postings, NDArray[np.uint32]]]:
@@ -316,14 +335,35 @@ def _write_lost_terms(
     while chunk := list(itertools.islice(payloads, postings.BLOCK_ROWS)):
         blocks.add(chunk)
     every = Source(np.empty((0, 0), np.float32), np.arange(entry.rows), Ids.of([]), blocks.postings)
-    written = files.write(directory / "terms.building", _terms_parts(_renumbered([every]), entry.rows))
-    (directory / written.name).rename(directory / "terms")
-    sync_folder(directory)
-    written.name = "terms"
-    repaired = storage_pb2.SegmentEntry()
-    repaired.CopyFrom(entry)
+    written = _replace(directory / "terms", _terms_parts(_renumbered([every]), entry.rows))
+    repaired = _copied(entry)
     repaired.terms.CopyFrom(written)
     return repaired
+
+
+def _write_lost_sums(directory: Path, entry: storage_pb2.SegmentEntry, dim: int) -> storage_pb2.SegmentEntry:
+    blocks = BlockSums(dim)
+    for chunk in files.verifying(directory / VECTORS, _vectors_entry(entry)):
+        blocks.add(chunk)
+    repaired = _copied(entry)
+    repaired.sums.CopyFrom(_replace(directory / "sums", _sums_parts(blocks, entry.rows, dim)))
+    return repaired
+
+
+def _replace(path: Path, parts: Iterable[bytes]) -> storage_pb2.FileEntry:
+    """Writes a file of an existing segment anew."""
+    building = path.with_suffix(".building")
+    written = files.write(building, parts)
+    building.rename(path)
+    sync_folder(path.parent)
+    written.name = path.name
+    return written
+
+
+def _copied(entry: storage_pb2.SegmentEntry) -> storage_pb2.SegmentEntry:
+    copied = storage_pb2.SegmentEntry()
+    copied.CopyFrom(entry)
+    return copied
 
 
 def _prepared_chunks(sources: Sequence[Source], dim: int, metric: int) -> Iterator[NDArray[np.float32]]:

@@ -30,6 +30,7 @@ def sizes_of(view: View, state: ReplicaState) -> ReplicaStats:
         "filters": sum(part.segment.passing.nbytes for part in view.segments),
         "codes": sum(part.segment.entry.index.bytes for part in view.segments),
         "terms": sum(part.segment.entry.terms.bytes for part in view.segments),
+        "sums": sum(part.segment.entry.sums.bytes for part in view.segments),
         **files,
     }
     return ReplicaStats(

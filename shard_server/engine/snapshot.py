@@ -69,7 +69,8 @@ def take(state: ReplicaState, directory: Path, codebook_version: int) -> Snapsho
                 one = part.segment
                 with_codes = one.index is not None and one.codebook_version == codebook_version
                 (folder / "segments" / str(one.number)).mkdir(parents=True)
-                for file in [*one.entry.files, one.entry.terms, *([one.entry.index] if with_codes else [])]:
+                derived = [one.entry.terms, one.entry.sums, *([one.entry.index] if with_codes else [])]
+                for file in [*one.entry.files, *derived]:
                     name = f"segments/{one.number}/{file.name}"
                     (folder / name).hardlink_to(one.directory / file.name)
                     linked.append(storage_pb2.FileEntry(name=name, bytes=file.bytes, checksum=file.checksum))

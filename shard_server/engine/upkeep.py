@@ -10,7 +10,8 @@ then. Sealing does not ask: it gives back more than it takes, and writers wait f
 When writes pause, what they left behind in the store is given back to the disk.
 
 What opening does not read, since it is most of the bytes, is verified here at a bounded rate: the raw vectors of the segments
-that were there, and the points. Nothing is merged before that: a merge would give damaged vectors a new checksum.
+that were there, as far as nobody has asked for them, and the points. Nothing is merged before that. A new segment is read back
+whole before it takes the place of what it was made of.
 """
 
 from __future__ import annotations
@@ -174,7 +175,7 @@ class Upkeep:
     def _verification(self) -> Iterator[int]:
         """Reads all that opening did not, yielding the bytes read; raises `DataLoss` where it is damaged."""
         for part in self._state.segments:
-            yield from segment.verify_vectors(part.segment)
+            yield from part.segment.vectors.verifying()
         yield from self._verify_points()
 
     def _verify_points(self) -> Iterator[int]:
@@ -356,6 +357,8 @@ class Upkeep:
         place = self._directory / str(number)
         try:
             one = segment.open_segment(place, entry, identity.dim, identity.metric)
+            for _ in one.vectors.verifying():
+                pass
             return segment.attach_index(one) if entry.HasField("index") else one
         except BaseException:
             # Nobody knows it, and the next attempt writes another.

@@ -77,7 +77,7 @@ class View:
             if not missing:
                 break
             rows = part.segment.ids.rows_of([ids[position] for position in missing], part.live)
-            for position, row in zip(missing, rows, strict=True):
-                if row >= 0:
-                    found[position] = part.segment.vectors[row]
+            here = rows >= 0
+            for position, vector in zip(np.asarray(missing)[here], part.segment.vectors[rows[here]], strict=True):
+                found[position] = vector
         return found

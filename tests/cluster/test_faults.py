@@ -164,17 +164,21 @@ def test_a_damaged_replica_is_out_of_service_and_the_others_serve(
     cluster, client = fleet
     client.wait_indexed(NAME, timeout=60)
     cluster.kill("node-0")
-    victims = sorted(path for path in (tmp_path / "cluster-0" / "node-0").rglob("segments/*/*") if path.is_file())
+    victims = sorted((tmp_path / "cluster-0" / "node-0").rglob("segments/*/vectors"))
     assert victims, "there are no segment files"
     victim = max(victims, key=lambda path: path.stat().st_size)
     content = bytearray(victim.read_bytes())
-    content[len(content) // 2] ^= 0x40
+    content[-2] ^= 0x40  # a large part of the last vector's one component
     victim.chmod(0o644)
     victim.write_bytes(bytes(content))
     cluster.restart("node-0")
 
     def three_answer() -> bool:
-        return everything(client, timeout=5.0).coverage.shards_answered == 3
+        found = everything(client, timeout=5.0)
+        assert [hit.score for hit in found.hits[0]] == [float(hit.id) for hit in found.hits[0]], (
+            "from the very first on"
+        )
+        return found.coverage.shards_answered == 3
 
     until(three_answer, what="the sound replicas serve")
     (gap,) = everything(client, timeout=5.0).coverage.missing

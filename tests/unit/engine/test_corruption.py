@@ -79,7 +79,7 @@ def flipped(raw: bytes, position: int) -> bytes:
 
 
 TRUTH = ["vectors", "ids", "hashes", "lengths", "replica.json", "*.log", "MANIFEST-*", "CURRENT"]
-DERIVED = ["index-1", "terms", "OPTIONS-*", "IDENTITY", "LOG", "LOCK", "acknowledged"]
+DERIVED = ["index-1", "terms", "sums", "OPTIONS-*", "IDENTITY", "LOG", "LOCK", "acknowledged"]
 EITHER = ["*.sst", "rocksdict-config.json"]
 """Not each of their bits says something."""
 

@@ -17,17 +17,21 @@ from shard_server.data_dir import DataDir, DataDirError
 from shard_server.engine import files, recovery
 from shard_server.engine.index import Codebook
 from shard_server.engine.replica import Replica
-from tests.fixtures import make_data_folder as release_1
+from tests.fixtures import make_data_folder as kept_folder
 from tests.unit.engine.conftest import maintain
 from vectorfleet.errors import DataLoss
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """The data folder that release 1 left."""
-    with tarfile.open(release_1.ARCHIVE) as tar:
+def unpacked(archive: Path, tmp_path: Path) -> Path:
+    with tarfile.open(archive) as tar:
         tar.extractall(tmp_path, filter="data")
     return tmp_path / "data"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """The newest of the data folders that are kept."""
+    return unpacked(kept_folder.ARCHIVES[-1], tmp_path)
 
 
 def tree(folder: Path) -> dict[str, str]:
@@ -40,22 +44,24 @@ def tree(folder: Path) -> dict[str, str]:
 
 
 def opened(folder: Path) -> tuple[Replica, Codebook]:
-    data = DataDir(folder, release_1.NODE)
+    data = DataDir(folder, kept_folder.NODE)
     (record,) = data.known_collections()
-    assert (record.name, record.uid, record.dim) == ("things", release_1.UID, release_1.DIM)
+    assert (record.name, record.uid, record.dim) == ("things", kept_folder.UID, kept_folder.DIM)
     assert record.codebook is not None
     content = CodebookStore(data.codebooks).load(record.uid, record.codebook.version, record.codebook.checksum)
     assert content is not None, "the codebook's file is not the one that the collection names"
     codebook = Codebook.load(content, record.codebook.version)
     try:
-        return Replica.open(data.replica(record.uid, 0), release_1.IDENTITY, release_1.SETTINGS, codebook), codebook
+        return Replica.open(data.replica(record.uid, 0), kept_folder.IDENTITY, kept_folder.SETTINGS, codebook), codebook
     finally:
         data.close()
 
 
-def test_the_folder_of_release_1_is_read_and_written_on(folder: Path) -> None:
+@pytest.mark.parametrize("archive", kept_folder.ARCHIVES, ids=lambda path: path.name)
+def test_a_kept_folder_is_read_and_written_on(archive: Path, tmp_path: Path) -> None:
+    folder = unpacked(archive, tmp_path)
     replica, _ = opened(folder)
-    expected = release_1.expected()
+    expected = kept_folder.expected()
     assert replica.stats().indexed_points > 1000, "the codes were read, not made again"
     assert replica.term == 4
 
@@ -72,7 +78,7 @@ def test_the_folder_of_release_1_is_read_and_written_on(folder: Path) -> None:
         hits = replica.search(queries, 5, **options)
         np.testing.assert_allclose(hits.scores.reshape(3, 5), best, rtol=1e-6)
 
-    replica.commit([release_1.upsert(range(3000, 3010))], term=5)
+    replica.commit([kept_folder.upsert(range(3000, 3010))], term=5)
     for step in range(1, 20):
         maintain(replica, 1000.0 * step)
     assert replica.settled
@@ -80,6 +86,32 @@ def test_the_folder_of_release_1_is_read_and_written_on(folder: Path) -> None:
     again, _ = opened(folder)
     assert again.stats().points == len(expected) + 10
     again.close()
+
+
+def test_a_folder_from_before_blocks_had_checksums_gets_them_once(tmp_path: Path) -> None:
+    folder = unpacked(kept_folder.ARCHIVES[0], tmp_path)
+    assert not list(folder.rglob("sums"))
+    opened(folder)[0].close()
+    (sums,) = folder.rglob("sums")
+    with tarfile.open(kept_folder.ARCHIVES[1]) as tar:
+        (name,) = (one for one in tar.getnames() if one.endswith("/sums"))
+        kept = tar.extractfile(name)
+        assert kept is not None
+        assert sums.read_bytes() == kept.read()
+    written = sums.stat()
+    opened(folder)[0].close()
+    assert (sums.stat().st_ino, sums.stat().st_mtime_ns) == (written.st_ino, written.st_mtime_ns)
+
+
+def test_a_folder_from_before_blocks_had_checksums_is_refused_where_its_vectors_are_damaged(tmp_path: Path) -> None:
+    folder = unpacked(kept_folder.ARCHIVES[0], tmp_path)
+    (vectors,) = folder.rglob("vectors")
+    content = bytearray(vectors.read_bytes())
+    content[len(content) // 3] ^= 0x40
+    vectors.write_bytes(content)
+    with pytest.raises(DataLoss, match=r"segments/1/vectors does not match its checksum$"):
+        opened(folder)
+    assert not list(folder.rglob("sums"))
 
 
 def of_version_2(path: Path, kind: str) -> None:
@@ -99,8 +131,8 @@ def open_node(folder: Path) -> None:
     ("name", "kind", "read", "refusal"),
     [
         ("node.json", "vectorfleet node", open_node, DataDirError),
-        (f"replicas/{release_1.UID}/collection.json", "vectorfleet collection", open_node, DataDirError),
-        (f"replicas/{release_1.UID}/0/replica.json", "vectorfleet replica", opened, DataLoss),
+        (f"replicas/{kept_folder.UID}/collection.json", "vectorfleet collection", open_node, DataDirError),
+        (f"replicas/{kept_folder.UID}/0/replica.json", "vectorfleet replica", opened, DataLoss),
     ],
 )
 def test_a_record_of_an_unknown_version_is_refused_and_nothing_changes(
@@ -127,8 +159,8 @@ def test_segments_of_an_unknown_version_are_refused_and_stay_as_they_are(
 ) -> None:
     monkeypatch.setattr(files, "FORMAT_VERSION", 2)
     folder = tmp_path / "replica"
-    replica = Replica.open(folder, release_1.IDENTITY, release_1.SETTINGS)
-    replica.commit([release_1.upsert(range(10))], term=1)
+    replica = Replica.open(folder, kept_folder.IDENTITY, kept_folder.SETTINGS)
+    replica.commit([kept_folder.upsert(range(10))], term=1)
     maintain(replica, 0.0)
     maintain(replica, 100.0)
     assert replica.stats().segments == 1
@@ -136,7 +168,7 @@ def test_segments_of_an_unknown_version_are_refused_and_stay_as_they_are(
     monkeypatch.undo()
     before = tree(folder / "segments")
     with pytest.raises(DataLoss, match=r"segments/1/\w+ has format version 2; this release reads version 1"):
-        Replica.open(folder, release_1.IDENTITY, release_1.SETTINGS)
+        Replica.open(folder, kept_folder.IDENTITY, kept_folder.SETTINGS)
     assert tree(folder / "segments") == before
 
 
@@ -149,7 +181,7 @@ def test_a_manifest_of_an_unknown_version_is_refused(folder: Path, monkeypatch: 
 
 
 def test_the_fixture_is_what_its_script_makes(tmp_path: Path, folder: Path) -> None:
-    release_1.write(tmp_path / "made")
+    kept_folder.write(tmp_path / "made")
     made, kept = tree(tmp_path / "made" / "killed"), tree(folder)
     ours = [name for name in kept if "/store/" not in name]
     assert len(ours) > 8

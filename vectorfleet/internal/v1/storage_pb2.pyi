@@ -181,6 +181,7 @@ class SegmentEntry(_message.Message):
     INDEX_FIELD_NUMBER: _builtins.int
     CODEBOOK_VERSION_FIELD_NUMBER: _builtins.int
     TERMS_FIELD_NUMBER: _builtins.int
+    SUMS_FIELD_NUMBER: _builtins.int
     segment: _builtins.int
     rows: _builtins.int
     codebook_version: _builtins.int
@@ -197,6 +198,10 @@ class SegmentEntry(_message.Message):
     def terms(self) -> Global___FileEntry:
         """The payloads' values, sorted, for filters: immutable, but derived from the points. Absent: to be built."""
 
+    @_builtins.property
+    def sums(self) -> Global___FileEntry:
+        """XXH3-64 of each block of `vectors`: immutable, but derived from them. Absent: to be built."""
+
     def __init__(
         self,
         *,
@@ -206,10 +211,11 @@ class SegmentEntry(_message.Message):
         index: Global___FileEntry | None = ...,
         codebook_version: _builtins.int = ...,
         terms: Global___FileEntry | None = ...,
+        sums: Global___FileEntry | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["index", b"index", "terms", b"terms"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["index", b"index", "sums", b"sums", "terms", b"terms"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["codebook_version", b"codebook_version", "files", b"files", "index", b"index", "rows", b"rows", "segment", b"segment", "terms", b"terms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["codebook_version", b"codebook_version", "files", b"files", "index", b"index", "rows", b"rows", "segment", b"segment", "sums", b"sums", "terms", b"terms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
