@@ -167,7 +167,7 @@ class _Run:
                 if step.operation != "search":
                     self._write(step)
                 elif len(self._live.points) >= K:
-                    found.append(self._search(number, len(steps), number in builds, builders))
+                    found.append(self._search(number, number in builds, builders))
                     self._hold(found)
         searched = [one if built is None else replace(one, fresh=built.result()) for one, built in found]
         for one in searched:
@@ -193,9 +193,7 @@ class _Run:
             vectors = self._data.base[step.rows.start : step.rows.stop]
             self._client.upsert(self._lived, ids=step.points, vectors=vectors, timeout=loading.CALL_TIMEOUT_S)
 
-    def _search(
-        self, number: int, steps: int, build: bool, builders: ThreadPoolExecutor
-    ) -> tuple[Searched, Future[float] | None]:
+    def _search(self, number: int, build: bool, builders: ThreadPoolExecutor) -> tuple[Searched, Future[float] | None]:
         """Searches, and has a fresh collection built where that is called for, which comes to its recall."""
         points = self._live.points
         base = self._data.base[self._live.rows[points]]
@@ -204,7 +202,6 @@ class _Run:
         searched = Searched(number, len(points), recall, None, self._stored(self._lived))
         if not build and recall >= 1.0 - RECALL_LOST_MAX:
             return searched, None
-        self._log(f"{self._book} on {self._data.name}: step {number} of {steps}, {len(points):,} points")
         name = f"{self._book}-fresh-{number}"
         return searched, builders.submit(self._fresh_recall, name, points, base, bounds, recall)
 
@@ -223,6 +220,8 @@ class _Run:
                 self._client.delete_collection(one)
             if lived >= found[0] - RECALL_LOST_MAX:
                 break
+        said = ", ".join(f"{one:.4f}" for one in found)
+        self._log(f"{name} on {self._data.name}: {len(points):,} points, {lived:.4f}, freshly built {said}")
         return float(np.mean(found))
 
     def _rest(self, found: Sequence[Searched]) -> bool:

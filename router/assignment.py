@@ -6,6 +6,7 @@ Pure functions of records and counts, so that every router decides alike and tes
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -17,6 +18,9 @@ from vectorfleet.v1 import types_pb2
 
 RETRAIN_GROWTH: Final = 8
 """A codebook is trained anew when the collection is this many times as large as at the last training."""
+RETRAIN_TURNOVER: Final = 0.5
+"""And when this share of its points was written again or deleted since: lists fit the points that they were trained on. From
+10,000 points on, √points ÷ 200: a training's cost grows with points times lists, and what it costs each write does not."""
 LIST_POINTS_SAMPLED: Final = 64
 """Points of the sample for each inverted list; FAISS looks at no more than 256."""
 SAMPLE_POINTS_MIN: Final = 65_536
@@ -56,13 +60,24 @@ def assign_shards(
     return replace(record, shards=tuple(assigned))
 
 
-def training_due(record: CollectionRecord, points: int) -> bool:
-    """Whether a collection of so many points wants its first or its next codebook."""
+def training_due(record: CollectionRecord, points: int, seqnos: int) -> bool:
+    """Whether a collection wants its first or its next codebook.
+
+    Args:
+        record: the collection.
+        points: that live.
+        seqnos: that its shards have given away, together.
+    """
     if record.index.kind == types_pb2.INDEX_KIND_FLAT:
         return False
     if record.codebook is None:
         return points >= record.index.train_points
-    return points >= RETRAIN_GROWTH * max(1, record.codebook.trained_points)
+    trained = record.codebook
+    if points >= RETRAIN_GROWTH * max(1, trained.trained_points):
+        return True
+    written = seqnos - trained.trained_seqno if trained.trained_seqno else 0
+    replaced = written - max(0, points - trained.trained_points)
+    return points >= record.index.train_points and replaced >= points * max(RETRAIN_TURNOVER, math.sqrt(points) / 200)
 
 
 def sample_limits(nlist: int, dim: int, points_of_shard: Mapping[int, int]) -> dict[int, int]:

@@ -52,6 +52,8 @@ class Holdings:
 
     points: Mapping[int, int]
     """Live points of each shard that serves, by shard number."""
+    seqnos: int
+    """That they have given away."""
     complete: bool
     """False: a shard on a live node is still loading, or its node did not answer. Shards of nodes that are gone, and failed
     ones, are not waited for: points are spread by hash, so the rest is a fair sample."""
@@ -173,7 +175,7 @@ class Controller:
             seen[record.uid] = held.total
             pause = self._pauses.get(record.uid)
             waits = pause is not None and time.monotonic() < pause.until
-            if held.complete and not waits and assignment.training_due(record, held.total):
+            if held.complete and not waits and assignment.training_due(record, held.total, held.seqnos):
                 await self._train_while_leading(record, held)
         return seen
 
@@ -250,6 +252,7 @@ class Controller:
             m=shape.m,
             trained_points=held.total,
             node=node.id,
+            trained_seqno=held.seqnos,
         )
         await self._store(record.uid, codebook)
 
@@ -291,14 +294,15 @@ def holdings(
         for replica in answer.replicas
         if replica.collection_uid == record.uid
     }
-    points, complete = {}, record.assigned
+    points, seqnos, complete = {}, 0, record.assigned
     for shard in record.shards:
         status = statuses.get((shard.primary, shard.shard))
         if status is not None and status.status == cluster_service_pb2.REPLICA_STATUS_SERVING:
             points[shard.shard] = status.points
+            seqnos += status.applied_seqno
         elif shard.primary in state.nodes:
             complete &= status is not None and status.status == cluster_service_pb2.REPLICA_STATUS_FAILED
-    return Holdings(points, complete)
+    return Holdings(points, seqnos, complete)
 
 
 def trainer(record: CollectionRecord, held: Holdings, state: ClusterState, failures: int) -> NodeInfo | None:

@@ -53,7 +53,7 @@ def collection_with_progress(record: CollectionRecord, descriptions: Description
                 trained_points=book.trained_points,
             )
         )
-    settled = True
+    settled, seqnos = True, 0
     for shard in record.shards:
         error = why_not_serving(descriptions, record, shard)
         replica = replica_on(descriptions, shard.primary, record.uid, shard.shard)
@@ -62,6 +62,7 @@ def collection_with_progress(record: CollectionRecord, descriptions: Description
             continue
         coverage.shards_answered += 1
         progress.points += replica.state.points
+        seqnos += replica.state.applied_seqno
         progress.indexed_points += replica.state.indexed_points
         progress.buffered_points += replica.state.buffered_points
         progress.segments += replica.state.segments
@@ -69,5 +70,5 @@ def collection_with_progress(record: CollectionRecord, descriptions: Description
         current = replica.state.codebook_version == version
         settled &= replica.settled and current and replica.state.buffered_points == 0
     complete = coverage.shards_answered == coverage.shards_total
-    progress.settled = settled and complete and not training_due(record, progress.points)
+    progress.settled = settled and complete and not training_due(record, progress.points, seqnos)
     return described

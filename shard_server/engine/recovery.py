@@ -26,7 +26,7 @@ from shard_server.engine.acknowledged import Acknowledged
 from shard_server.engine.bitmap import LiveRows
 from shard_server.engine.index import Codebook
 from shard_server.engine.state import ReplicaIdentity, ReplicaState
-from shard_server.engine.store import Store, StoreMemory
+from shard_server.engine.store import Store, StoreMemory, write_ahead_bytes
 from shard_server.engine.view import SegmentView
 from vectorfleet.errors import DataLoss
 from vectorfleet.internal.v1 import storage_pb2
@@ -77,8 +77,7 @@ def recover(
 
 def require_room(directory: Path) -> None:
     """Raises `OSError` where the disk would not take what opening writes: write-ahead logs become tables."""
-    logs = sum(path.stat().st_size for path in (directory / "store").glob("*.log"))
-    disk.probe(directory, _OPENING_BYTES_MIN + logs)
+    disk.probe(directory, _OPENING_BYTES_MIN + write_ahead_bytes(directory / "store"))
 
 
 def _is_complete(directory: Path, identity: ReplicaIdentity) -> bool:

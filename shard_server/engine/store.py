@@ -245,11 +245,7 @@ class Store:
     def log_bytes(self) -> int:
         """What the log takes on disk, RocksDB's write-ahead logs among it; not what is to be removed at any moment."""
         needed = int(self._db.property_int_value("rocksdb.min-log-number-to-keep") or 0)
-        written = _table_bytes(self._log)
-        for path in self._directory.glob("*.log"):
-            with contextlib.suppress(FileNotFoundError):  # RocksDB removes them by a thread of its own
-                written += path.stat().st_size if int(path.stem) >= needed else 0
-        return written
+        return _table_bytes(self._log) + write_ahead_bytes(self._directory, needed)
 
     def points_bytes(self, points: int) -> tuple[int, int]:
         """What the tables of points take, and how much of it for what was overwritten or deleted, of so many points there are."""
@@ -303,6 +299,15 @@ class Store:
             _log.warning("the replica's store %s was not closed in good order: %s", self._directory, error)
         del self._log, self._points, self._tombstones, self._meta
         del self._log_handle, self._points_handle, self._tombstones_handle, self._meta_handle
+
+
+def write_ahead_bytes(directory: Path, first: int = 0) -> int:
+    """What the write-ahead logs of a store take, from the one of this number on."""
+    size = 0
+    for path in directory.glob("*.log"):
+        with contextlib.suppress(FileNotFoundError):  # an open store removes them by a thread of its own
+            size += path.stat().st_size if int(path.stem) >= first else 0
+    return size
 
 
 def _table_bytes(family: Any) -> int:

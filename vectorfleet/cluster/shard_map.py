@@ -65,6 +65,8 @@ class CodebookRecord:
     trained_points: int
     node: str
     """The node that trained it and surely has it."""
+    trained_seqno: int = 0
+    """Seqnos of all shards together, when it was trained; 0: not known."""
 
 
 @dataclass(frozen=True, slots=True)

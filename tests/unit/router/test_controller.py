@@ -40,9 +40,14 @@ class FakeNode:
         self.proceed.set()
         self.while_training: Callable[[], None] = lambda: None
 
-    def holds(self, record: CollectionRecord, shard: int, points: int, status: int = SERVING) -> None:
+    def holds(
+        self, record: CollectionRecord, shard: int, points: int, status: int = SERVING, seqno: int | None = None
+    ) -> None:
         state = cluster_pb.ReplicaState(
-            node=self.name, status=cluster_pb.ReplicaStatus.ValueType(status), points=points
+            node=self.name,
+            status=cluster_pb.ReplicaStatus.ValueType(status),
+            points=points,
+            applied_seqno=points if seqno is None else seqno,
         )
         self.replicas = [one for one in self.replicas if (one.collection_uid, one.shard) != (record.uid, shard)]
         self.replicas.append(pb.ReplicaDescription(collection_uid=record.uid, shard=shard, state=state))
@@ -231,6 +236,18 @@ async def test_the_next_codebook_follows_eightfold_growth(fleet: Fleet) -> None:
         assert codebook.version == version
 
 
+async def test_the_next_codebook_follows_when_half_of_the_points_are_others(fleet: Fleet) -> None:
+    one, other = fleet.add("n1"), fleet.add("n2")
+    made = await fleet.create_assigned("a")
+    for seqno, version in ((6_000, 1), (6_499, 1), (6_500, 2), (6_999, 2), (7_000, 3)):
+        one.holds(made, 0, 500, seqno=seqno - 5_000)
+        other.holds(made, 1, 500, seqno=5_000)
+        await fleet.controller.train_where_due()
+        codebook = fleet.at("a").codebook
+        assert codebook is not None
+        assert (codebook.version, codebook.trained_seqno) == (version, 5_500 + 500 * version)
+
+
 async def test_a_flat_collection_is_never_trained_nor_asked_about(fleet: Fleet) -> None:
     node = fleet.add("n1")
     made = await fleet.create_assigned("a", shards=1, index=IndexConfig(types_pb2.INDEX_KIND_FLAT))
@@ -364,5 +381,5 @@ def test_replicas_elsewhere_do_not_count() -> None:
     stale = FakeNode("n2")
     stale.holds(record, 0, 500)
     found = holdings(record, state, {"n2": pb.DescribeResponse(replicas=stale.replicas)})
-    assert found == Holdings({}, False)
+    assert found == Holdings({}, 0, False)
     assert trainer(record, found, state, 0) is None

@@ -89,24 +89,33 @@ def test_no_node_gets_more_than_one_shard_above_another(sizes: list[int], count:
 # ---------------------------------------------------------------------- training
 
 
-def trained(points: int) -> CollectionRecord:
-    return replace(record("a", 1), codebook=CodebookRecord(1, "0" * 16, 4, 4, points, "n1"))
+def trained(points: int, seqno: int = 0) -> CollectionRecord:
+    return replace(record("a", 1), codebook=CodebookRecord(1, "0" * 16, 4, 4, points, "n1", seqno))
 
 
 @pytest.mark.parametrize(
-    ("one", "points", "due"),
+    ("one", "points", "seqnos", "due"),
     [
-        (record("a", 1), 9_999, False),
-        (record("a", 1), 10_000, True),
-        (record("a", 1, IndexConfig(FAST_SCAN, train_points=256)), 256, True),
-        (record("a", 1, IndexConfig(FLAT)), 10**9, False),
-        (trained(10_000), 79_999, False),
-        (trained(10_000), 80_000, True),
-        (trained(0), 0, False),
+        (record("a", 1), 9_999, 9_999, False),
+        (record("a", 1), 10_000, 10_000, True),
+        (record("a", 1, IndexConfig(FAST_SCAN, train_points=256)), 256, 256, True),
+        (record("a", 1, IndexConfig(FLAT)), 10**9, 10**9, False),
+        (trained(10_000), 79_999, 79_999, False),
+        (trained(10_000), 80_000, 80_000, True),
+        (trained(0), 0, 0, False),
+        (trained(10_000, 12_000), 79_999, 81_999, False),  # growth alone
+        (trained(10_000, 12_000), 10_000, 16_999, False),
+        (trained(10_000, 12_000), 10_000, 17_000, True),  # half of them written again
+        (trained(10_000, 12_000), 20_000, 32_000 + 14_142, True),  # of 20,000, √20,000 ÷ 200 = 0.71 of them
+        (trained(10_000, 12_000), 20_000, 22_000 + 14_142, False),
+        (trained(1_000_000, 1_000_000), 1_000_000, 5_999_999, False),
+        (trained(1_000_000, 1_000_000), 1_000_000, 6_000_000, True),
+        (trained(30_000, 30_000), 9_999, 50_001, False),  # so few want none
+        (trained(10_000), 10_000, 10**9, False),  # how many there were is not known
     ],
 )
-def test_when_training_is_due(one: CollectionRecord, points: int, due: bool) -> None:
-    assert training_due(one, points) is due
+def test_when_training_is_due(one: CollectionRecord, points: int, seqnos: int, due: bool) -> None:
+    assert training_due(one, points, seqnos) is due
 
 
 @pytest.mark.parametrize(
