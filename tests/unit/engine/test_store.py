@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from shard_server.engine.store import Store
+from shard_server.engine.store import Store, write_ahead_bytes
 from vectorfleet.errors import DataLoss, Unavailable
 
 COUNT = 3000
@@ -53,3 +53,11 @@ def test_a_store_in_use_says_so(tmp_path: Path) -> None:
         Store(tmp_path / "store", create=False)
     store.close()
     Store(tmp_path / "store", create=False).close()
+
+
+def test_write_ahead_logs_may_go_while_they_are_counted(tmp_path: Path) -> None:
+    for number in (7, 8, 9):
+        (tmp_path / f"{number:06}.log").write_bytes(bytes(number))
+    (tmp_path / "000010.log").symlink_to(tmp_path / "gone")
+    assert write_ahead_bytes(tmp_path) == 24
+    assert write_ahead_bytes(tmp_path, 8) == 17
