@@ -139,6 +139,7 @@ class Fanout:
         self._nodes = nodes
         self._state = coordinator.state
         self._visited: dict[str, tuple[CollectionRecord, tuple[ShardAssignment, ...]]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
 
     def ask(self, question: Question, answers: Answers, deadline: Deadline, work: Work) -> None:
         """Asks all shards of a question.
@@ -164,6 +165,12 @@ class Fanout:
         finally:
             answers.give_up()
         return answers
+
+    async def close(self) -> None:
+        """Ends what is still asked; nothing more may be."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def _visits(self, record: CollectionRecord, state: ClusterState) -> tuple[ShardAssignment, ...]:
         """The shards that a search must visit: worked out once for each state of the cluster."""
@@ -279,9 +286,11 @@ class Fanout:
         def ended(task: asyncio.Task[None]) -> None:
             if not task.cancelled() and (error := task.exception()) is not None:
                 _log.error("a node could not be asked", exc_info=error)
+            self._tasks.discard(task)
             answers.settle(task)
 
         task = asyncio.create_task(steps)
+        self._tasks.add(task)
         answers.owed[task] = task.cancel
         task.add_done_callback(ended)
 

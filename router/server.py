@@ -108,7 +108,7 @@ class Router:
         self._stopping = asyncio.Event()
         self._nodes = NodePool(self._transport)
         self._embedder = Embedder(threads=settings.embed_threads)
-        fanout = Fanout(coordinator, self._nodes)
+        self._fanout = fanout = Fanout(coordinator, self._nodes)
         self._searches = Searches(fanout, in_flight_max=settings.batches_in_flight)
         telemetry = telemetry or Telemetry()
         metrics = Metrics("router", enabled=settings.metrics_address is not None)
@@ -204,6 +204,7 @@ class Router:
         await self._probes.stop()
         await asyncio.to_thread(self._access.close)
         await self._searches.close()
+        await self._fanout.close()
         await self._embedder.close()
         await self._nodes.close()
         try:

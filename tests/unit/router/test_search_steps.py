@@ -17,7 +17,7 @@ from router import server
 from router.deadline import Deadline
 from router.fanout import Fanout
 from router.node_stream import NodeStream, Told
-from router.nodes import NodePool
+from router.nodes import Node, NodePool
 from router.searches import Searches, Share
 from router.validation import SearchOptions
 from tests.unit.router.api import Api, loaded
@@ -85,6 +85,7 @@ class Bench:
             assert node is not None
             node.stream = cast(NodeStream, stream)
         fanout = Fanout(cast(Coordinator, self._map), self.pool)
+        self.fanout = fanout
         self.searches = Searches(fanout, in_flight_max=in_flight_max)
 
     def search(self, seconds: float = PATIENCE_S) -> asyncio.Task[Share]:
@@ -105,6 +106,7 @@ async def bench(**settings: Any) -> AsyncIterator[Bench]:
         yield one
     finally:
         await one.searches.close()
+        await one.fanout.close()
         await one.pool.close()
 
 
@@ -233,3 +235,25 @@ async def test_a_node_that_fails_costs_its_part() -> None:
         share = await search
         assert [missing.reason for missing in share.coverage.missing] == ["OVERLOADED"]
         assert share.winners.ids == ["of shard 1"]
+
+
+async def test_closing_leaves_no_task_of_a_large_question_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("router.fanout.STREAMED_BYTES_MAX", 0)
+    before = asyncio.all_tasks()
+    async with bench() as router:
+        asked: list[asyncio.Task[Any] | None] = []
+
+        async def never(node: Node, call: Any) -> None:
+            asked.append(asyncio.current_task())
+            call.cancel()
+            await asyncio.get_running_loop().create_future()
+
+        monkeypatch.setattr(Node, "call", never)
+        search = router.search()
+        while len(asked) < len(NODES):  # noqa: ASYNC110 (two tasks take their first step)
+            await asyncio.sleep(0)
+        await router.searches.close()
+        await router.fanout.close()
+        assert all(task is not None and task.done() for task in asked)
+        await asyncio.wait([search])
+        assert not asyncio.all_tasks() - before
