@@ -138,3 +138,26 @@ def test_damaged_vectors_are_found_by_background_work_and_merged_by_none(
     with pytest.raises(DataLoss, match="does not match its checksum"):
         again.commit([delete("00001")], term=1)
     assert victim.exists()
+
+
+def test_a_store_that_could_not_be_tidied_is_opened_again_and_tidied_then(
+    open_replica: OpenReplica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replica = open_replica(dim=1024, settings=replace(SMALL, seal_points=100_000))
+    points = vectors(600, 1024)
+    replica.commit([upsert(points)], term=1)
+
+    def full(self: Store) -> None:
+        raise ResourceExhausted("the node's disk is full", reason="DISK_FULL")
+
+    monkeypatch.setattr(Store, "shrink_log", full)
+    with pytest.raises(ResourceExhausted, match="disk is full"):
+        settle(replica)
+    monkeypatch.undo()
+    assert "disk is full" in replica.trouble
+    assert replica.stats().points == 600, "searches go on"
+    settle(replica, 1e5)
+    assert replica.trouble == ""
+    assert replica._state.store.log_bytes < upkeep.SPARE_BYTES_MAX
+    replica.commit([delete("00003")], term=1)
+    assert replica.stats().points == 599
