@@ -1,24 +1,32 @@
-"""Turning calls away at the door while the router itself is behind: before their requests are received.
+"""Turning calls away at the door, before their requests are received: while the router is behind, and from who is refused anyway.
 
 A router is one event loop. Where more comes than it can take up, whatever waits for it is late, answers of the nodes included;
-and to receive and parse a request only in order to refuse it makes that worse. So the loop's delay is watched, and while it
-stays long, calls on points whose callers have little time are answered OVERLOADED at once: a flood of others' calls must not fail
-who has time to wait. As in CoDel (Nichols and Jacobson, 2012) a delay is looked at and not a length, and a burst is let pass. A
-few callers whose requests are large delay the loop as well; that is their own price, and no crowd.
+and to receive and parse a request only in order to refuse it makes that worse. So calls on points are answered OVERLOADED at once
+
+1. while the loop's delay stays long, where their callers have little time: a flood of others' calls must not fail who has time
+   to wait. As in CoDel (Nichols and Jacobson, 2012) a delay is looked at and not a length, and a burst is let pass. A few callers
+   whose requests are large delay the loop as well; that is their own price, and no crowd.
+2. from a connection whose calls are being refused within: as many of them as would be, but for a few (`throttle`). Other
+   connections do not suffer from it.
+
+A call that is turned away costs gRPC's own work and little else: no credential is looked at, nothing is parsed.
 """
 
 from __future__ import annotations
 
 import asyncio
+import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from typing import Any, Final, TypeAlias
 
 import grpc
 
 from router import point_service, search_service
 from vectorfleet import errors, serving
+from vectorfleet.throttle import DOOR_HEADROOM, Throttles
 
 TICK_S: Final = 0.02
 DELAY_MAX_S: Final = 0.05
@@ -26,8 +34,13 @@ DELAY_MAX_S: Final = 0.05
 BURST_S: Final = 0.1
 """It is behind when it has been late at every look for so long: one long stop is not an overload."""
 _SHED: Final = (f"/{search_service.NAME}/", f"/{point_service.NAME}/")
+_REASON: Final = errors.ResourceExhausted.default_reason
+_CODE: Final = errors.REASONS[_REASON].code
+_THROTTLED: Final = "turned away unread: most of this connection's calls are being refused"
 
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+Continuation: TypeAlias = "Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]]"
 
 
 SHARE_MAX: Final = 0.05
@@ -74,6 +87,10 @@ class Shedding(grpc.aio.ServerInterceptor):
         """
         self.delay = LoopDelay()
         self._shed = shed
+        self._throttles: Throttles[str] = Throttles(DOOR_HEADROOM)
+        """By connection."""
+        # Every call passes here: a handler is wrapped once, not once a call.
+        self._watched: dict[str, tuple[Handler, Handler]] = {}
 
     async def run(self) -> None:
         """Watches the loop until it is cancelled."""
@@ -82,37 +99,83 @@ class Shedding(grpc.aio.ServerInterceptor):
             await asyncio.sleep(TICK_S)
             now_s = time.monotonic()
             self.delay.observe(now_s - due_s, now_s)
+            if self._throttles.refused_lately:
+                self._throttles.forget(now_s)
 
     async def intercept_service(
-        self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]],
-        handler_call_details: grpc.HandlerCallDetails,
+        self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
     ) -> Handler | None:
         """Lets a call in, or not."""
-        handler: Any = await continuation(handler_call_details)
-        if handler is None or not handler_call_details.method.startswith(_SHED):
-            return handler  # type: ignore[no-any-return]
+        method = handler_call_details.method
+        if not method.startswith(_SHED):
+            return await continuation(handler_call_details)
         self.delay.came()
-        if not self.delay.behind or handler.unary_unary is None:
-            return handler  # type: ignore[no-any-return]
-        return self._doubting(handler)
+        known, watched = self._watched.get(method, (None, None))
+        if known is not None and (self.delay.behind or self._throttles.refused_lately):
+            # A stream's handler, since those run before the request has come; the caller sees no difference.
+            enter = partial(self._enter, continuation, handler_call_details)
+            doubting: Handler = grpc.stream_stream_rpc_method_handler(
+                enter, known.request_deserializer, known.response_serializer
+            )
+            return doubting
+        handler: Handler | None = await continuation(handler_call_details)
+        if handler is None or handler.unary_unary is None:
+            return handler
+        if handler is not known or watched is None:
+            watched = handler._replace(unary_unary=self._watching(handler.unary_unary))  # type: ignore[attr-defined]
+            self._watched[method] = handler, watched
+        return watched
 
-    def _doubting(self, handler: Any) -> Handler:
-        """The same handler as a stream's, since those run before the request has come; the caller sees no difference."""
+    def _watching(self, handle: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+        async def run(request: Any, context: Context) -> Any:
+            try:
+                return await handle(request, context)
+            except grpc.aio.AbortError:
+                self._aborted(context)
+                raise
 
-        async def run(requests: AsyncIterator[Any], context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
-            left_s = context.time_remaining()
-            if left_s is not None and self.delay.last_s > SHARE_MAX * left_s:
-                error = errors.ResourceExhausted(
-                    f"the router is {self.delay.last_s:.2g} s behind, too long for a call with {left_s:.2g} s left"
-                )
-                self._shed(error.reason)
-                await serving.abort(context, error)
+        return run
+
+    async def _enter(
+        self,
+        continuation: Continuation,
+        details: grpc.HandlerCallDetails,
+        requests: AsyncIterator[Any],
+        context: Context,
+    ) -> AsyncIterator[Any]:
+        """Answers a call whose request has not come yet."""
+        refusal = self._refusal(context)
+        if refusal:
+            self._shed(_REASON)
+            await context.abort(_CODE, refusal, _trailing_metadata(refusal))
+        handler: Any = await continuation(details)
+        try:
+            if handler.unary_unary is None:  # it refuses by itself: who calls is not known
+                async for answer in handler.stream_stream(requests, context):
+                    yield answer
+                return
             async for request in requests:
                 yield await handler.unary_unary(request, context)
                 return
+        except grpc.aio.AbortError:
+            self._aborted(context)
+            raise
 
-        changed: Handler = grpc.stream_stream_rpc_method_handler(
-            run, handler.request_deserializer, handler.response_serializer
-        )
-        return changed
+    def _refusal(self, context: Context) -> str:
+        """Why to turn a call away; "": it may come in."""
+        if self.delay.behind:
+            left_s = context.time_remaining()
+            if left_s is not None and self.delay.last_s > SHARE_MAX * left_s:
+                return f"the router is {self.delay.last_s:.1g} s behind, too long for a call with {left_s:.1g} s left"
+        if self._throttles.holds_back(context.peer(), time.monotonic(), random.random()):  # noqa: S311 (no secret)
+            return _THROTTLED
+        return ""
+
+    def _aborted(self, context: Context) -> None:
+        if serving.told(context)[1] == _REASON:
+            self._throttles.refused(context.peer(), time.monotonic())
+
+
+@lru_cache(maxsize=128)
+def _trailing_metadata(message: str) -> tuple[tuple[str, bytes], ...]:
+    return errors.trailing_metadata(errors.ResourceExhausted(message))

@@ -41,6 +41,7 @@ from vectorfleet._models import (
     SearchResult,
     UpsertResult,
 )
+from vectorfleet._restraint import Restraint
 from vectorfleet._security import Security
 from vectorfleet.v1 import (
     cluster_service_pb2,
@@ -74,6 +75,7 @@ class AsyncClient:
         security: certificates; what it leaves open comes from the environment or the configuration file (docs/security.md).
         api_key: the key, a `Path` of its file, or a function, which must be quick: it is asked before each call.
         token: a JSON Web Token, likewise.
+        throttle: as for `Client`.
 
     Raises:
         InvalidRequest: the address, the timeout, the certificates or the credential make no sense, or TLS is missing.
@@ -87,8 +89,10 @@ class AsyncClient:
         security: Security | None = None,
         api_key: Secret | None = None,
         token: Secret | None = None,
+        throttle: bool = True,
     ) -> None:
         self._endpoint = Endpoint(address, security, api_key, token)
+        self._restraint = Restraint(enabled=throttle)
         self._timeout_s = arguments.seconds(timeout)
         self._connected: _Stubs | None = None
         self._closed = False
@@ -363,10 +367,13 @@ class AsyncClient:
         attempts = Attempts(timeout_s, time.monotonic(), repeatable=repeatable)
         left_s = timeout_s
         while True:
+            if self._restraint.refused:
+                self._restraint.before(method, call.request)
             try:
                 return await method(call.request, timeout=left_s, metadata=self._endpoint.metadata())
             except (grpc.RpcError, grpc.aio.UsageError, asyncio.CancelledError) as error:
                 failure = codec.located(self._failure(error), call.rows)
+                self._restraint.after(method, call.request, failure)
                 pause_s = attempts.pause_s(failure, time.monotonic())
                 if pause_s is None:
                     raise failure from error

@@ -19,6 +19,7 @@ from vectorfleet import errors
 from vectorfleet._attempts import Attempts
 from vectorfleet._channel import Endpoint
 from vectorfleet._credentials import Metadata
+from vectorfleet._restraint import Restraint
 
 RequestT = TypeVar("RequestT")
 ResponseT = TypeVar("ResponseT")
@@ -32,8 +33,9 @@ class Calls:
         closed: whether the client was closed; calls then fail with `CLIENT_CLOSED`.
     """
 
-    def __init__(self, endpoint: Endpoint, timeout_s: float) -> None:
+    def __init__(self, endpoint: Endpoint, timeout_s: float, restraint: Restraint) -> None:
         self._endpoint = endpoint
+        self._restraint = restraint
         self.timeout_s = timeout_s
         self.closed = False
 
@@ -90,6 +92,8 @@ class Calls:
                 if len(waiting) == in_flight:
                     yield self._finish(method, *waiting.popleft())
                 sent: grpc.Future[ResponseT] | None = None
+                if self._restraint.refused:
+                    self._restraint.before(method, call.request)
                 with contextlib.suppress(ValueError):  # the client was closed: `_finish` will say so
                     sent = method.future(call.request, timeout=timeout_s, metadata=self.metadata())
                 waiting.append((call, timeout_s, Attempts(timeout_s, time.monotonic()), sent))
@@ -114,9 +118,12 @@ class Calls:
             try:
                 if sent is not None:
                     return sent.result()
+                if self._restraint.refused:
+                    self._restraint.before(method, call.request)
                 return method(call.request, timeout=left_s, metadata=self._endpoint.metadata())
             except (grpc.RpcError, ValueError) as error:
                 failure = codec.located(self.failure(error), call.rows)
+                self._restraint.after(method, call.request, failure)
                 pause_s = attempts.pause_s(failure, time.monotonic())
                 if pause_s is None:
                     raise failure from error

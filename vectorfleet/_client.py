@@ -35,6 +35,7 @@ from vectorfleet._models import (
     SearchResult,
     UpsertResult,
 )
+from vectorfleet._restraint import Restraint
 from vectorfleet._security import Security
 from vectorfleet._stubs import Stubs
 from vectorfleet._thread_sharing import ThreadSharing
@@ -60,6 +61,8 @@ class Client:
         api_key: the key; or, as a `Path`, its file; or a function that returns it, asked before each call. It is sent over
             TLS, or to this machine. One client is one caller: make several to act for several.
         token: a JSON Web Token, likewise. A file is read again when it changes.
+        throttle: while the router refuses most of its calls as OVERLOADED, the client refuses some of them itself, without
+            asking, and with the same error; False: never.
 
     Raises:
         InvalidRequest: the address, the timeout, the certificates or the credential make no sense, or TLS is missing.
@@ -73,10 +76,11 @@ class Client:
         security: Security | None = None,
         api_key: Secret | None = None,
         token: Secret | None = None,
+        throttle: bool = True,
     ) -> None:
         self._endpoint = Endpoint(address, security, api_key, token)
         self._stubs = Stubs(self._endpoint.channel())
-        self._calls = Calls(self._endpoint, arguments.seconds(timeout))
+        self._calls = Calls(self._endpoint, arguments.seconds(timeout), Restraint(enabled=throttle))
         self._sharing = ThreadSharing(
             partial(self._calls.whole, self._stubs.search.Search), partial(self._calls.each, self._stubs.search.Search)
         )

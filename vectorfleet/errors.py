@@ -133,7 +133,9 @@ REASONS: Final[dict[str, Reason]] = {
         _C.UNAVAILABLE, "The server cannot be reached at all.", "Check the address and that it runs; retry."
     ),
     "OVERLOADED": Reason(
-        _C.RESOURCE_EXHAUSTED, "A queue is full, or the answer would come too late.", "Slow down; retry later."
+        _C.RESOURCE_EXHAUSTED,
+        "A queue is full, or the answer would come too late; or the client knows so from calls just refused, and has not asked.",
+        "Slow down; retry later.",
     ),
     "MEMORY_FULL": Reason(
         _C.RESOURCE_EXHAUSTED,

@@ -14,6 +14,7 @@ from typing import Any, Final, NoReturn
 
 import grpc
 from google.protobuf.message import DecodeError
+from google.rpc import status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
@@ -34,6 +35,7 @@ __all__ = [
     "as_vectorfleet_error",
     "new_server",
     "remaining_s",
+    "told",
 ]
 
 LIVENESS: Final = "liveness"
@@ -237,6 +239,15 @@ async def abort(
         told = (*told, (REQUEST_ID, request_id))
     await context.abort(error.code, error.message, trailing_metadata=told)
     raise AssertionError("abort raises")
+
+
+def told(context: grpc.aio.ServicerContext[Any, Any]) -> tuple[str, str]:
+    """Code and reason of a call that was aborted, as its caller sees them."""
+    for name, value in context.trailing_metadata() or ():
+        if name == errors.DETAILS_KEY:
+            error = errors.from_status(status_pb2.Status.FromString(value))
+            return error.code.name, error.reason
+    return str(getattr(context.code(), "name", "UNKNOWN")), ""
 
 
 def as_vectorfleet_error(error: Exception, method: str) -> errors.VectorfleetError:

@@ -26,7 +26,6 @@ from typing import Any, Final, TypeAlias
 
 import grpc
 from google.protobuf.message import Message
-from google.rpc import status_pb2
 
 from router.access.authenticator import Authenticator, credential_of
 from router.access.principal import ANYBODY, Principal, caller
@@ -259,7 +258,7 @@ class Gate(grpc.aio.ServerInterceptor):
             self._account(call, context, error.code.name, error.reason)
             await serving.abort(context, error, call.request_id())
         elif isinstance(error, grpc.aio.AbortError):
-            self._account(call, context, *_told(context))
+            self._account(call, context, *serving.told(context))
         else:  # the caller is gone, or has what it wanted
             self._account(call, context, "CANCELLED", "CANCELLED")
 
@@ -300,12 +299,3 @@ class Gate(grpc.aio.ServerInterceptor):
                 self._audit.record(who="", code=grpc.StatusCode.UNAUTHENTICATED.name, reason=reason, calls=calls)
         self._folded.clear()
         self._strangers = 0
-
-
-def _told(context: Context) -> tuple[str, str]:
-    """Code and reason of a call that was aborted, as its caller sees them."""
-    for name, value in context.trailing_metadata() or ():
-        if name == errors.DETAILS_KEY:
-            error = errors.from_status(status_pb2.Status.FromString(value))
-            return error.code.name, error.reason
-    return str(getattr(context.code(), "name", "UNKNOWN")), ""

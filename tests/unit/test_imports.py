@@ -39,6 +39,7 @@ PURE = (
     "vectorfleet/filter_rules.py",
     "vectorfleet/rpc_options.py",
     "vectorfleet/sizing.py",
+    "vectorfleet/throttle.py",
     "vectorfleet/cluster/codebook_shape.py",
     "vectorfleet/cluster/backup_place.py",
     "vectorfleet/cluster/key_record.py",

@@ -115,7 +115,10 @@ def test_signatures(cls: type) -> None:
     keys = vars(cls)["keys"]
     assert public(cls) - methods(cls).keys() == {"keys"}
     assert methods(getattr(_keys, keys.fget.__annotations__["return"])) == KEY_METHODS
-    assert signature(cls) == "(address='127.0.0.1:7700', *, timeout=30.0, security=None, api_key=None, token=None)"
+    assert (
+        signature(cls)
+        == "(address='127.0.0.1:7700', *, timeout=30.0, security=None, api_key=None, token=None, throttle=True)"
+    )
 
 
 @pytest.mark.parametrize("name", sorted(METHODS))

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
 import pytest
 
 from router import search_service
+from router import shedding as shedding_module
 from router.shedding import BURST_S, CROWD, DELAY_MAX_S, SHARE_MAX, LoopDelay, Shedding
 from vectorfleet import errors, serving
+from vectorfleet.throttle import CREDIT
 
 METHOD = f"/{search_service.NAME}/Search"
 TIMEOUT_S = 20.0
@@ -89,6 +92,43 @@ async def test_calls_on_points_that_have_little_time_are_refused_unread_and_othe
         assert received == [b"1", b"3", b"who has time may wait", b"4"]
     finally:
         await server.stop(0)
+
+
+async def test_of_a_connection_that_is_refused_again_and_again_no_more_is_read_and_of_others_all(
+    received: list[bytes], refused: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = 3 * int(CREDIT)
+    monkeypatch.setattr(shedding_module, "time", SimpleNamespace(monotonic=lambda: 0.0))
+    monkeypatch.setattr(shedding_module, "random", SimpleNamespace(random=lambda: 0.0))
+
+    async def refuse(request: bytes, context: Any) -> bytes:
+        received.append(request)
+        if request == b"bad":
+            raise errors.ResourceExhausted("full")
+        return request
+
+    shedding = Shedding(refused.append)
+    server = serving.new_server(outermost=[shedding])
+    methods = {"Search": grpc.unary_unary_rpc_method_handler(refuse)}
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(search_service.NAME, methods),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    own = [("grpc.use_local_subchannel_pool", 1)]
+    try:
+        async with (
+            grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=own) as flooding,
+            grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=own) as other,
+        ):
+            for _ in range(calls):
+                with pytest.raises(grpc.aio.AioRpcError) as caught:
+                    await flooding.unary_unary(METHOD)(b"bad", timeout=TIMEOUT_S)
+                assert errors.from_rpc_error(caught.value).reason == "OVERLOADED"
+                assert await other.unary_unary(METHOD)(b"good", timeout=TIMEOUT_S) == b"good"
+    finally:
+        await server.stop(0)
+    assert received.count(b"good") == calls
+    assert 0 < received.count(b"bad") < calls
+    assert len(refused) == calls - received.count(b"bad"), "and each is counted"
 
 
 async def test_it_sees_its_own_loop_stop() -> None:
