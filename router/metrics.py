@@ -157,6 +157,7 @@ class RouterGauges:
         nodes: NodePool,
         embedder: Embedder,
         queued: Callable[[], int],
+        audit_lost: Callable[[], int],
     ) -> None:
         """Sets nothing yet.
 
@@ -167,12 +168,14 @@ class RouterGauges:
             nodes: the ways to the nodes.
             embedder: texts that wait.
             queued: queries that wait.
+            audit_lost: lines of the audit log that could not be written.
         """
         self._counted = counted
         self._coordinator = coordinator
         self._nodes = nodes
         self._embedder = embedder
         self._queries = queued
+        self._audit_lost = audit_lost
         self._surveyed = _Survey.of(ClusterState())
         self._queued_queries = metrics.gauge("queued_queries", "Queries that wait to travel with others")
         self._queued_texts = metrics.gauge("queued_texts", "Texts that wait to be embedded")
@@ -192,6 +195,9 @@ class RouterGauges:
         self._epoch = metrics.gauge("shard_map_epoch", "etcd's revision of the shard map in use")
         self._leads = metrics.gauge("is_controller", "1: this router holds the election")
         self._silence = metrics.gauge("etcd_silence_seconds", "Time since etcd last answered this process")
+        self._audit_lines = metrics.gauge(
+            "audit_lines_lost", "Lines that the audit log lost since the process began: its disk is full or too slow"
+        )
 
     async def refresh(self) -> None:
         """Sets all of them to what holds now."""
@@ -215,6 +221,7 @@ class RouterGauges:
         self._epoch.set(state.epoch)
         self._leads.set(self._coordinator.leading)
         self._silence.set(self._coordinator.silence_s(time.monotonic()))
+        self._audit_lines.set(self._audit_lost())
 
 
 def _coverage(complete: bool) -> str:

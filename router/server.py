@@ -115,7 +115,9 @@ class Router:
         counted = RouterMetrics(metrics)
         if metrics.enabled:
             telemetry.observe(counted.ended)
-        gauges = RouterGauges(metrics, counted, coordinator, self._nodes, self._embedder, lambda: self._searches.queued)
+        self._access = Access(settings.access, coordinator)
+        told = (lambda: self._searches.queued), (lambda: self._access.audit_lines_lost)
+        gauges = RouterGauges(metrics, counted, coordinator, self._nodes, self._embedder, *told)
         self._metrics = MetricsEndpoint(metrics, gauges.refresh)
         if metrics.enabled:
             telemetry.metrics = self._metrics.text
@@ -124,7 +126,6 @@ class Router:
         rate = settings.recall_check_rate if metrics.enabled else 0.0
         self._checks = RecallChecks(fanout, counted, lambda: self._searches.queued > 0, rate=rate)
         self._controller = Controller(coordinator, self._nodes, settings.router_id)
-        self._access = Access(settings.access, coordinator)
         self._shedding = Shedding(counted.denied)
         gates = [] if self._access.gate is None else [self._access.gate]
         for gate in gates:

@@ -58,6 +58,11 @@ class Access:
         self.gate = Gate(self._authenticator, rates, self._audit, settings.audit_reads) if guarded else None
         """None: nothing is asked and nothing written, and a call pays nothing for it."""
 
+    @property
+    def audit_lines_lost(self) -> int:
+        """Lines of the audit log that could not be written, since the start."""
+        return 0 if self._audit is None else self._audit.dropped
+
     async def run(self) -> None:
         """Follows files and URLs until it is cancelled."""
         if self._authenticator is not None:

@@ -23,7 +23,7 @@ def families() -> list[Family]:
     """All that routers and shard servers make."""
     nothing: Any = None
     router, shard = Metrics("router", enabled=False), Metrics("shard", enabled=False)
-    RouterGauges(router, RouterMetrics(router), nothing, nothing, nothing, nothing)
+    RouterGauges(router, RouterMetrics(router), nothing, nothing, nothing, nothing, nothing)
     control = WorkPool("control", threads=1, waiting_max=1)
     ShardMetrics(shard)
     ShardGauges(shard, nothing, nothing, [control], {}, nothing, Path(), 0)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+
+from router.access.settings import Access, AccessSettings
 from router.embedding import Embedder
 from router.metrics import RouterGauges, RouterMetrics
 from router.nodes import NodePool
@@ -30,7 +33,7 @@ class Counted:
         self.cluster = StaticCluster()
         self.nodes = NodePool()
         coordinator = StaticCoordinator(self.cluster)
-        self.gauges = RouterGauges(self.metrics, self.events, coordinator, self.nodes, Embedder(), lambda: 7)
+        self.gauges = RouterGauges(self.metrics, self.events, coordinator, self.nodes, Embedder(), lambda: 7, lambda: 3)
 
     async def scrape(self) -> set[str]:
         await self.gauges.refresh()
@@ -52,6 +55,19 @@ async def test_answers_are_counted_by_what_they_cover_and_what_is_missing() -> N
     assert 'vectorfleet_router_missing_shards_total{node="n1",reason="DEADLINE_EXCEEDED"} 1.0' in lines
     assert 'vectorfleet_router_shards{state="served"} 1.0' in lines
     assert "vectorfleet_router_queued_queries 7.0" in lines
+    assert "vectorfleet_router_audit_lines_lost 3.0" in lines
+
+
+async def test_lines_that_the_audit_log_cannot_write_are_told() -> None:
+    access = Access(AccessSettings(audit_log="/dev/full"), StaticCoordinator(StaticCluster()))
+    try:
+        assert access.audit_lines_lost == 0
+        assert access._audit is not None
+        access._audit.record(who="somebody")
+        await asyncio.to_thread(access._audit.drain)
+        assert access.audit_lines_lost == 1
+    finally:
+        await asyncio.to_thread(access.close)
 
 
 async def test_ten_thousand_collections_have_a_bounded_number_of_series() -> None:
