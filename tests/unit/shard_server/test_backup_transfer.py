@@ -59,6 +59,7 @@ def test_a_replica_comes_back_as_it_was(
     transfer = Transfer()
     download_shard(store, shard, tmp_path / "new", transfer)
     assert transfer.bytes_done == transfer.bytes_total == shard.bytes
+    assert len(list((tmp_path / "new").rglob("segments/*/sums"))) == 1, "it need not be made again of all vectors"
     snapshot.adopt(tmp_path / "new", identity("new"))
     replica = Replica.open(tmp_path / "new", identity("new"))
     points, end = replica.scan("", 1_000, with_vector=True)
