@@ -11,12 +11,18 @@ import pytest
 
 import vectorfleet
 from tests.unit.client.fake import FakeCluster
-from vectorfleet import _restraint, errors
-from vectorfleet.throttle import CREDIT, MEMORY_S
+from vectorfleet import _restraint, errors, throttle
+from vectorfleet.throttle import MEMORY_S
 
-CALLS: Final = 3 * int(CREDIT)
+CREDIT: Final = 50
+CALLS: Final = 3 * CREDIT
 Ask = Callable[..., list[Any]]
 """Makes calls one after another, at a clock that stands still and with the chance that is given; returns their outcomes."""
+
+
+@pytest.fixture(autouse=True)
+def _little_credit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(throttle, "CREDIT", CREDIT)
 
 
 @pytest.fixture(params=["threads", "tasks"])
@@ -26,7 +32,7 @@ def ask(request: pytest.FixtureRequest, fake: FakeCluster, monkeypatch: pytest.M
         client.create_collection("things", dim=2)
         client.create_collection("others", dim=2)
 
-    def run(chances: list[float], *names: str, throttle: bool = True, again_s: float = 0.0) -> list[Any]:
+    def run(chances: list[float], *names: str, throttled: bool = True, again_s: float = 0.0) -> list[Any]:
         drawn = iter(chances)
         now_s = 0.0
         monkeypatch.setattr(_restraint, "random", SimpleNamespace(random=lambda: next(drawn)))
@@ -35,7 +41,7 @@ def ask(request: pytest.FixtureRequest, fake: FakeCluster, monkeypatch: pytest.M
         async def as_tasks() -> list[Any]:
             nonlocal now_s
             outcomes: list[Any] = []
-            async with vectorfleet.AsyncClient(fake.address, timeout=20, throttle=throttle) as client:
+            async with vectorfleet.AsyncClient(fake.address, timeout=20, throttle=throttled) as client:
                 for name in names:
                     try:
                         outcomes.append(await client.count(name))
@@ -47,7 +53,7 @@ def ask(request: pytest.FixtureRequest, fake: FakeCluster, monkeypatch: pytest.M
         def as_threads() -> list[Any]:
             nonlocal now_s
             outcomes: list[Any] = []
-            with vectorfleet.Client(fake.address, timeout=20, throttle=throttle) as client:
+            with vectorfleet.Client(fake.address, timeout=20, throttle=throttled) as client:
                 for name in names:
                     try:
                         outcomes.append(client.count(name))
@@ -86,7 +92,7 @@ def test_beside_refusals_what_is_not_answered_in_time_counts_as_they_do(fake: Fa
 
 def test_it_can_be_turned_off(fake: FakeCluster, ask: Ask) -> None:
     fake.fail("Count", *overloaded(CALLS))
-    ask([0.0] * CALLS, *["things"] * CALLS, throttle=False)
+    ask([0.0] * CALLS, *["things"] * CALLS, throttled=False)
     assert fake.calls["Count"] == CALLS
 
 
@@ -97,7 +103,7 @@ def test_other_refusals_hold_nothing_back(fake: FakeCluster, ask: Ask) -> None:
 
 
 def test_what_is_taken_again_is_asked_again(fake: FakeCluster, ask: Ask) -> None:
-    refused = int(1.5 * CREDIT)
+    refused = 3 * CREDIT // 4
     fake.fail("Count", *overloaded(refused))
     outcomes = ask([0.0] * CALLS, *["things"] * CALLS, again_s=MEMORY_S / 50)
     assert fake.calls["Count"] < CALLS, "some were held back"

@@ -12,8 +12,7 @@ import pytest
 from router import search_service
 from router import shedding as shedding_module
 from router.shedding import BURST_S, CROWD, DELAY_MAX_S, SHARE_MAX, LoopDelay, Shedding
-from vectorfleet import errors, serving
-from vectorfleet.throttle import CREDIT
+from vectorfleet import errors, serving, throttle
 
 METHOD = f"/{search_service.NAME}/Search"
 TIMEOUT_S = 20.0
@@ -97,7 +96,8 @@ async def test_calls_on_points_that_have_little_time_are_refused_unread_and_othe
 async def test_of_a_connection_that_is_refused_again_and_again_no_more_is_read_and_of_others_all(
     received: list[bytes], refused: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls = 3 * int(CREDIT)
+    calls = 150
+    monkeypatch.setattr(throttle, "CREDIT", 50.0)
     monkeypatch.setattr(shedding_module, "time", SimpleNamespace(monotonic=lambda: 0.0))
     monkeypatch.setattr(shedding_module, "random", SimpleNamespace(random=lambda: 0.0))
 
