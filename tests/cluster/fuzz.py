@@ -248,7 +248,8 @@ class _Campaign:
             made += [target.name or target.collection for target in message.collections]
         for name in made:
             if name != STILL and not name.startswith("for-"):
-                with contextlib.suppress(vectorfleet.NotFound):
+                # A request that was late may have named what cannot be.
+                with contextlib.suppress(vectorfleet.NotFound, vectorfleet.InvalidRequest):
                     self._target.client.delete_collection(name)
 
     async def _ask(
