@@ -105,13 +105,14 @@ def rows_of(ids: NDArray[np.object_]) -> Rows:
 async def _asking(target: Target, through: Through) -> AsyncIterator[Ask]:
     if through == "client":
         async with vectorfleet.AsyncClient(target.address, timeout=TIMEOUT_S, security=target.security) as client:
-            yield _client(client, target)
+            yield asker(client, target)
     else:
         async with grpc.aio.insecure_channel(target.address, options=CHANNEL_OPTIONS) as channel:
             yield _stubs(channel, target)
 
 
-def _client(client: vectorfleet.AsyncClient, target: Target) -> Ask:
+def asker(client: vectorfleet.AsyncClient, target: Target) -> Ask:
+    """A way to ask through a client that is there."""
     parameters = target.parameters
 
     async def ask(queries: Floats) -> Rows:

@@ -26,6 +26,7 @@ from loadtest import (
     memory,
     quality,
     records,
+    routers,
     runbooks,
     secure,
     speed,
@@ -39,7 +40,7 @@ from loadtest.peers.catalogue import PEERS
 from vectorfleet.local import LocalCluster
 
 PARTS = ("quality", "churn", "speed", "memory")
-FURTHER_PARTS = ("observability", "secure")
+FURTHER_PARTS = ("observability", "routers", "secure")
 """Measured where they are asked for."""
 SETS = ("mnist", "wordnet", "synthetic")
 POINTS = 1_000_000
@@ -216,6 +217,8 @@ def main() -> None:
         met &= measure_synthetic(points, parts, peers, record, log)
     if "observability" in parts:
         met &= watched.measure(given.points or POINTS_ON_A_SMALL_MACHINE, record, log)
+    if "routers" in parts:
+        routers.measure(record, log)
     if "secure" in parts:
         reached = secure.measure(record, log)
         speed_tables.show_bars([reached])

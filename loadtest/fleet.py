@@ -11,12 +11,21 @@ from vectorfleet.local import LocalCluster
 NODES = 2
 
 
-def local_cluster(data: Path, *, secure: bool = False, shard_args: Sequence[str] = ()) -> LocalCluster:
+def local_cluster(
+    data: Path, *, secure: bool = False, routers: int = 1, shard_args: Sequence[str] = ()
+) -> LocalCluster:
     """Makes a cluster of two shard servers and a router that embeds with all cores, as `up` or `up --secure` does.
 
-    A router leaves half of the cores to others unless told otherwise; while texts are loaded here, nobody else wants them. Shard
-    servers get `shard_args` beside their defaults.
+    Several routers share one port. A router leaves half of the cores to others unless told otherwise; while texts are loaded
+    here, nobody else wants them. Shard servers get `shard_args` beside their defaults.
     """
     cores = len(os.sched_getaffinity(0))
-    router_args = ("--embed-threads", str(cores))
-    return LocalCluster(data, nodes=NODES, router_args=router_args, secure=secure, shard_args=shard_args)
+    return LocalCluster(
+        data,
+        nodes=NODES,
+        routers=routers,
+        one_port=routers > 1,
+        router_args=("--embed-threads", str(cores)),
+        shard_args=shard_args,
+        secure=secure,
+    )

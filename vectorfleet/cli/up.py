@@ -34,6 +34,9 @@ _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 @click.option(
     "--port", type=click.IntRange(0, 65_535), default=7700, show_default=True, help="Of the router; 0: a free one."
 )
+@click.option(
+    "--one-port", is_flag=True, help="Routers share one port; the kernel gives each connection to one of them."
+)
 @click.option("--host", default="127.0.0.1", show_default=True, help="Where the router listens.")
 @click.option(
     "--data",
@@ -57,6 +60,7 @@ def up(
     nodes: int | None,
     routers: int,
     port: int,
+    one_port: bool,
     host: str,
     data: Path,
     backup_roots: tuple[str, ...],
@@ -83,6 +87,7 @@ def up(
         routers=routers,
         host=host,
         port=port,
+        one_port=one_port,
         shard_args=roots,
         router_args=["--insecure"] if insecure else [],
         secure=secure,

@@ -41,6 +41,7 @@ _PROBE_TIMEOUT_S: Final = 2.0
 _PORT_TRIES: Final = 5
 _PORT_MAX: Final = 65_535
 _POLL_S: Final = 0.05
+_CONNECTIONS_A_ROUTER: Final = 8
 _NODES_SHARE: Final = 0.8
 """Of the machine's memory, for all nodes together; they hold the data."""
 _ROUTERS_SHARE: Final = 0.1
@@ -61,6 +62,7 @@ class LocalCluster:
         routers: routers.
         host: where routers listen; nodes and etcd listen on 127.0.0.1.
         port: of the first router, the next ones take the ports above; 0: free ones.
+        one_port: all routers listen on that one port, and the kernel gives each connection to one of them.
         shard_args: further arguments of each `python -m shard_server`.
         router_args: further arguments of each `python -m router`.
         secure: TLS on every hop, an admin key and a user in etcd (files in `tls/`), an audit log; `security` is for clients.
@@ -75,6 +77,7 @@ class LocalCluster:
         routers: int = 1,
         host: str = _LOOPBACK,
         port: int = 0,
+        one_port: bool = False,
         shard_args: Sequence[str] = (),
         router_args: Sequence[str] = (),
         secure: bool = False,
@@ -82,11 +85,12 @@ class LocalCluster:
     ) -> None:
         if nodes < 1 or routers < 1:
             raise LocalClusterError("a cluster has at least one node and one router")
-        if port + routers - 1 > _PORT_MAX:
+        if not one_port and port + routers - 1 > _PORT_MAX:
             raise LocalClusterError(f"{routers} routers need the ports from {port} on, but the last one is {_PORT_MAX}")
         self.data: Final = Path(data).absolute()
         self._host = host
-        self._router_ports = [port + number if port else 0 for number in range(routers)]
+        self._one_port = one_port
+        self._router_ports = [port + number if port and not one_port else port for number in range(routers)]
         self._shard_args = tuple(shard_args)
         self._router_args = tuple(router_args)
         self._secure = LocalSecurity(self.data / "tls", self.data / "logs" / "audit.jsonl") if secure else None
@@ -197,12 +201,7 @@ class LocalCluster:
 
     def _start_all(self) -> None:
         deadline_s = time.monotonic() + READY_TIMEOUT_S
-        for number, port in enumerate(self._router_ports):
-            failure = bind_failure(self._host, port)
-            if failure is not None:
-                raise LocalClusterError(_why_not_there(self._host, port, failure)) from failure
-            if not port:
-                (self._router_ports[number],) = free_ports(1, self._host)
+        self._choose_router_ports()
         if self._secure is not None:
             self._secure.prepare(self._hosts())
         self._log("starting etcd")
@@ -215,9 +214,25 @@ class LocalCluster:
         for name in (*self._nodes, *self._routers):
             self._wait_ready(name)
         if self._secure is not None:
-            self._secure.write_client_config(self._reachable(self.processes[name].address) for name in self._routers)
-        for name in self._routers:
-            self._wait_for_nodes(self._reachable(self.processes[name].address), deadline_s)
+            self._secure.write_client_config(self._router_addresses())
+        # Of routers on one port nobody can choose which one answers: so many connections reach every one of them.
+        connections = _CONNECTIONS_A_ROUTER * len(self._routers) if self._one_port else 1
+        for address in self._router_addresses() * connections:
+            self._wait_for_nodes(address, deadline_s)
+
+    def _choose_router_ports(self) -> None:
+        for number, port in enumerate(self._router_ports):
+            failure = bind_failure(self._host, port)
+            if failure is not None:
+                raise LocalClusterError(_why_not_there(self._host, port, failure)) from failure
+            if not port:
+                (self._router_ports[number],) = free_ports(1, self._host)
+        if self._one_port:
+            self._router_ports = self._router_ports[:1] * len(self._router_ports)
+
+    def _router_addresses(self) -> list[str]:
+        """As clients on this machine reach the routers; without repetition."""
+        return list(dict.fromkeys(self._reachable(self.processes[name].address) for name in self._routers))
 
     def _start_etcd(self) -> None:
         for attempt in range(1, _PORT_TRIES + 1):
@@ -275,6 +290,7 @@ class LocalCluster:
             memory = _memory_limit(_NODES_SHARE, len(self._nodes))
             return [*python, "shard_server", *own, *etcd, *backups, *memory, *self._shard_args]
         own = ["--host", self._host, "--port", str(self._router_ports[int(number)]), "--router-id", name]
+        own += ["--reuse-port"] if self._one_port else []
         return [*python, "router", *own, *etcd, *_memory_limit(_ROUTERS_SHARE, len(self._routers)), *self._router_args]
 
     def _hosts(self) -> list[str]:

@@ -127,6 +127,7 @@ def test_a_host_that_nobody_knows(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_more_routers_than_ports(tmp_path: Path) -> None:
     LocalCluster(tmp_path, port=65_534, routers=2).stop()
+    LocalCluster(tmp_path, port=65_535, routers=2, one_port=True).stop()
     with pytest.raises(LocalClusterError, match="2 routers need the ports from 65535 on"):
         LocalCluster(tmp_path, port=65_535, routers=2)
 
