@@ -34,7 +34,11 @@ class Circuit:
 
     def suspect(self, now_s: float) -> bool:
         """Whether to probe the node."""
-        return self.silent_since_s is not None and now_s - self.silent_since_s >= SUSPECT_AFTER_S
+        return self.silent_for(SUSPECT_AFTER_S, now_s)
+
+    def silent_for(self, seconds: float, now_s: float) -> bool:
+        """Whether the node was asked, and has said nothing to anybody for so long."""
+        return self.silent_since_s is not None and now_s - self.silent_since_s >= seconds
 
     def asked(self, now_s: float) -> None:
         """A call left."""

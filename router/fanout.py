@@ -3,7 +3,8 @@
 It neither merges (merge.py) nor knows who waits (searches.py). A node is asked once for all of its shards. A shard that
 cannot answer costs its own part: it ends in `missing` with a reason of docs/errors.md, never in an exception.
 
-A shard whose map was stale is asked once more, wherever a newer map says that it lives.
+A shard whose map was stale is asked once more, wherever a newer map says that it lives. Where shards have several copies, a
+question to a node that is late, or failed, may be put to others as well (hedging.py).
 
 The usual way, a question over the nodes' streams, is made of callbacks and has no task: the event loop's turns, and all that
 makes a task, would cost a lone query more than asking and merging does. What is large, or asked again, has a task.
@@ -13,9 +14,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import defaultdict
+import random
 from collections.abc import Callable, Coroutine, Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from operator import itemgetter
 from typing import Any, Final
@@ -24,10 +25,12 @@ import numpy as np
 
 from router.deadline import Deadline
 from router.freshness import newer_state
+from router.hedged_asking import Asking, Hedge, Hedges
+from router.hedging import BURST, ShardOutcome
 from router.merge import ShardAnswer
 from router.node_stream import Outcome
 from router.nodes import Node, NodePool
-from router.replica_choice import read_replica
+from router.replica_choice import by_node, several_copies
 from router.validation import Matrix, SearchOptions
 from vectorfleet import errors
 from vectorfleet.cluster.coordinator import Coordinator
@@ -123,20 +126,67 @@ class _Errand:
     again: bool
     asked_by: Work
     work: Work
-    forget: Callable[[], None] = lambda: None
+    queries: int
+    light: bool
+    """It travels over the node's stream."""
+    usual: bool
+    """The time that it takes says something of the node: what is long by its nature does not."""
+    hedge: Hedge[_Errand] | None = None
+    """What is told its outcome; None: its shards are asked of nobody else."""
+    forget: Callable[[], object] = lambda: None
+    """Lets nothing more be told of it."""
+    _under_way: bool = False
+
+    def left(self) -> None:
+        """The node is asked."""
+        self._under_way = True
+        self.node.outstanding += self.queries
+
+    def ended(self, error: str = "") -> None:
+        """The node has answered, or is not waited for any more."""
+        if not self._under_way:
+            return
+        self._under_way = False
+        self.work.end(error)
+        self.node.outstanding -= self.queries
+        if self.usual:
+            ended_ns = self.work.ended_ns
+            self.node.latency.ended((ended_ns - self.work.begun_ns) / 1e9, error, ended_ns / 1e9)
 
     def give_up(self) -> None:
-        """Nobody waits for it any more."""
+        """Its own answer is not needed any more."""
         self.forget()
-        self.work.end("CANCELLED")
+        self.ended("CANCELLED")
+        self.answers.settle(self)
+
+    def abandon(self) -> None:
+        """Nobody waits for any answer to the question any more."""
+        self.forget()
+        self.ended("CANCELLED")
+        if self.hedge is not None:
+            self.hedge.end()
 
 
 class Fanout:
     """Asks shards wherever the newest shard map says that they live."""
 
-    def __init__(self, coordinator: Coordinator, nodes: NodePool) -> None:
+    def __init__(
+        self,
+        coordinator: Coordinator,
+        nodes: NodePool,
+        hedged: Callable[[str, str], None] = lambda cause, outcome: None,
+    ) -> None:
+        """Takes what it asks with.
+
+        Args:
+            coordinator: has the shard map.
+            nodes: the ways to the nodes.
+            hedged: is told why a question was put to other copies as well (`hedging.CAUSES`), and how that went (`OUTCOMES`).
+        """
         self._coordinator = coordinator
         self._nodes = nodes
+        self._draw = random.Random()  # noqa: S311 (no secret)
+        self._hedges = Hedges(coordinator, nodes, Asking(self._ask_another, self._settle, hedged), self._draw)
         self._state = coordinator.state
         self._visited: dict[str, tuple[CollectionRecord, tuple[ShardAssignment, ...]]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -195,11 +245,10 @@ class Fanout:
         *,
         again: bool = False,
     ) -> None:
-        by_node: defaultdict[str, list[ShardAssignment]] = defaultdict(list)
-        for shard in shards:
-            by_node[read_replica(shard, lambda node: self._nodes.reachable(node, state))].append(shard)
+        queries = len(question.vectors)
         light = _travels_light(question)
-        for node_id, group in by_node.items():
+        usual = not question.options.exact and queries <= BURST
+        for node_id, group in by_node(shards, self._nodes.standings(state), self._draw).items():
             node = self._nodes.find(node_id, state)
             if node is None or node.circuit.open:
                 why = f"node {node_id} does not answer" if node_id else "no node holds the shard yet"
@@ -207,21 +256,35 @@ class Fanout:
                     _miss(answers, shard.shard, "SHARD_UNAVAILABLE", why)
                 continue
             part = work.part("node", calls_out=True)
-            part.facts["node"] = node_id
-            errand = _Errand(question, node_id, node, group, answers, deadline, state.epoch, again, work, part)
-            if light:
-                self._send(errand)
-            else:
-                self._spawn(answers, self._call(errand))
+            asked = question, node_id, node, group, answers, deadline, state.epoch, again, work, part
+            errand = _Errand(*asked, queries, light, usual)
+            if several_copies(group) and not question.background:
+                errand.hedge = self._hedges.race(errand)
+            self._send(errand)
 
     def _send(self, errand: _Errand) -> None:
-        """Asks a node over its stream."""
+        """Asks a node."""
+        errand.work.facts["node"] = errand.node_id
+        errand.left()
+        if not errand.light:
+            errand.forget = self._spawn(errand.answers, self._call(errand), errand).cancel
+            return
         message = shard_service_pb2.SearchStreamRequest()
         _fill(message.request, errand)  # in place: a message that is put into another is copied
         for name, value in errand.work.outgoing:
             message.request.context[name] = value
         errand.forget = errand.node.ask(message, errand.deadline.remaining_s(), partial(self._told, errand))
-        errand.answers.owed[errand] = errand.give_up
+        errand.answers.owed[errand] = errand.abandon
+
+    def _ask_another(self, first: _Errand, node_id: str, shards: Sequence[ShardAssignment], cause: str) -> _Errand:
+        """Asks another node for shards that a question to the first one is about."""
+        node = self._nodes.find(node_id, self._coordinator.state)
+        assert node is not None, "it was chosen for how it stands"
+        work = first.asked_by.part("node", calls_out=True)
+        work.facts["hedge"] = cause
+        errand = replace(first, node_id=node_id, node=node, shards=shards, work=work)
+        self._send(errand)
+        return errand
 
     async def _call(self, errand: _Errand) -> None:
         """Asks a node in a call of its own."""
@@ -239,35 +302,44 @@ class Fanout:
 
     def _told(self, errand: _Errand, outcome: Outcome) -> None:
         """Takes what a node said: each of its shards has answered, or has failed."""
-        answers, work = errand.answers, errand.work
-        results: dict[int, shard_service_pb2.ShardResult] = {}
-        if not isinstance(outcome, errors.VectorfleetError):
-            work.facts["shards_us"] = stages_us = {}
+        outcomes: dict[int, ShardOutcome] = {}
+        failed = ""
+        if isinstance(outcome, errors.VectorfleetError):
+            failed = outcome.reason
+            for shard in errand.shards:
+                outcomes[shard.shard] = outcome
+        else:
+            results: dict[int, shard_service_pb2.ShardResult] = {}
+            errand.work.facts["shards_us"] = stages_us = {}
             for result in outcome.results:
                 results[result.shard] = result
                 named = zip(_STAGES, result.stage_us, strict=False)
                 stages_us[result.shard] = dict(filter(_TOOK_ANY, named))
+            for shard in errand.shards:
+                told = outcomes[shard.shard] = _read(results.get(shard.shard), errand.question)
+                if not isinstance(told, ShardAnswer):
+                    failed = failed or told.reason
+        errand.ended(failed)
+        if errand.hedge is None:
+            self._settle(errand, outcomes)
+        else:
+            errand.hedge.told(errand.node_id, outcomes)
+        errand.answers.settle(errand)
+
+    def _settle(self, errand: _Errand, outcomes: Mapping[int, ShardOutcome]) -> None:
+        """Notes what counts for shards."""
+        answers = errand.answers
         stale = []
-        failed = ""
-        for shard in errand.shards:
-            told = (
-                outcome
-                if isinstance(outcome, errors.VectorfleetError)
-                else _read(results.get(shard.shard), errand.question)
-            )
-            if isinstance(told, ShardAnswer):
-                answers.answered[shard.shard] = told
-                continue
-            failed = failed or told.reason
-            if told.reason == "STALE_SHARD_MAP" and not errand.again:
-                stale.append(shard.shard)
+        for number, outcome in outcomes.items():
+            if isinstance(outcome, ShardAnswer):
+                answers.answered[number] = outcome
+            elif outcome.reason == "STALE_SHARD_MAP" and not errand.again:
+                stale.append(number)
             else:
-                reason = "SHARD_UNAVAILABLE" if told.reason == "UNREACHABLE" else told.reason
-                _miss(answers, shard.shard, reason, f"node {errand.node_id}: {told.message}")
-        work.end(failed)
+                reason = "SHARD_UNAVAILABLE" if outcome.reason == "UNREACHABLE" else outcome.reason
+                _miss(answers, number, reason, f"node {errand.node_id}: {outcome.message}")
         if stale:
             self._spawn(answers, self._ask_again(errand, stale))
-        answers.settle(errand)
 
     async def _ask_again(self, errand: _Errand, stale: Sequence[int]) -> None:
         answers, deadline = errand.answers, errand.deadline
@@ -280,22 +352,27 @@ class Fanout:
         shards = [shard for shard in record.shards if shard.shard in stale]
         self._ask(errand.question, shards, answers, deadline, state, errand.asked_by, again=True)
 
-    def _spawn(self, answers: Answers, steps: Coroutine[Any, Any, None]) -> None:
+    def _spawn(
+        self, answers: Answers, steps: Coroutine[Any, Any, None], errand: _Errand | None = None
+    ) -> asyncio.Task[None]:
         """Lets a task be among what is owed."""
 
         def ended(task: asyncio.Task[None]) -> None:
             if not task.cancelled() and (error := task.exception()) is not None:
                 _log.error("a node could not be asked", exc_info=error)
+                if errand is not None:
+                    errand.abandon()
             self._tasks.discard(task)
-            answers.settle(task)
+            answers.settle(errand or task)
 
         task = asyncio.create_task(steps)
         self._tasks.add(task)
-        answers.owed[task] = task.cancel
+        answers.owed[errand or task] = task.cancel if errand is None else errand.abandon
         task.add_done_callback(ended)
+        return task
 
 
-def _read(result: shard_service_pb2.ShardResult | None, question: Question) -> ShardAnswer | errors.VectorfleetError:
+def _read(result: shard_service_pb2.ShardResult | None, question: Question) -> ShardOutcome:
     """Reads one shard's result, and refuses one that is not what was asked for."""
     if result is None:
         return errors.InternalError("the node left the shard out of its answer")

@@ -18,7 +18,10 @@ from typing import Any, Final, TypeVar
 import grpc
 
 from router.circuit import Circuit
+from router.hedging import AFTER_MIN_S, late_after_s
+from router.latency import Latency
 from router.node_stream import NodeStream, Outcome, Told
+from router.replica_choice import Standing, Standings
 from vectorfleet import errors
 from vectorfleet.cluster.coordinator import Coordinator
 from vectorfleet.cluster.shard_map import ClusterState
@@ -46,12 +49,22 @@ class Node:
     generation: int = 0
     """Of the certificates that the channel was made with."""
     circuit: Circuit = field(default_factory=Circuit)
+    latency: Latency = field(default_factory=Latency)
+    """Of its searches, but for those that are long by their nature."""
+    outstanding: int = 0
+    """Queries of searches that it has not answered."""
     under_way: set[Any] = field(default_factory=set)
     """Calls that wait for this node, other than those on its stream."""
     stream: NodeStream = field(init=False)
 
     def __post_init__(self) -> None:
         self.stream = NodeStream(self.stub)
+
+    def standing(self, now_s: float) -> Standing:
+        """What speaks against asking it."""
+        silent = self.circuit.silent_for(AFTER_MIN_S, now_s)  # seldom: the rest takes longer to find out
+        quiet = silent and self.circuit.silent_for(late_after_s(self.latency, now_s), now_s)
+        return Standing(quiet, self.outstanding, self.latency.mean_s(now_s))
 
     @property
     def out_of_reach(self) -> bool:
@@ -151,10 +164,15 @@ class NodePool:
         """The node of an id that a call went to already; makes no channel."""
         return self._nodes.get(self._addresses.get(node_id, ""))
 
-    def reachable(self, node_id: str, state: ClusterState) -> bool:
-        """Whether a call to the node has a chance."""
-        node = self.find(node_id, state)
-        return node is not None and not node.circuit.open
+    def standings(self, state: ClusterState) -> Standings:
+        """How nodes stand now: those that a call has a chance with."""
+        now_s = time.monotonic()
+
+        def standing(node_id: str) -> Standing | None:
+            node = self.find(node_id, state)
+            return None if node is None or node.circuit.open else node.standing(now_s)
+
+        return standing
 
     async def follow(self, coordinator: Coordinator) -> None:
         """Closes the channels of nodes that are gone, for as long as it runs; probes those that do not answer."""

@@ -108,11 +108,11 @@ class Router:
         self._stopping = asyncio.Event()
         self._nodes = NodePool(self._transport)
         self._embedder = Embedder(threads=settings.embed_threads)
-        self._fanout = fanout = Fanout(coordinator, self._nodes)
-        self._searches = Searches(fanout, in_flight_max=settings.batches_in_flight)
         telemetry = telemetry or Telemetry()
         metrics = Metrics("router", enabled=settings.metrics_address is not None)
         counted = RouterMetrics(metrics)
+        self._fanout = fanout = Fanout(coordinator, self._nodes, counted.hedged)
+        self._searches = Searches(fanout, in_flight_max=settings.batches_in_flight)
         if metrics.enabled:
             telemetry.observe(counted.ended)
         self._access = Access(settings.access, coordinator)

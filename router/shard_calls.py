@@ -7,8 +7,8 @@ Searches do not come here: they take what they get (fanout.py).
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Awaitable, Callable, Mapping
-from functools import partial
 from typing import Final, TypeAlias, TypeVar
 
 from router.deadline import Deadline
@@ -56,6 +56,7 @@ class ShardCalls:
     def __init__(self, coordinator: Coordinator, nodes: NodePool) -> None:
         self._coordinator = coordinator
         self._nodes = nodes
+        self._draw = random.Random()  # noqa: S311 (no secret)
 
     async def call(
         self,
@@ -120,7 +121,7 @@ class ShardCalls:
         if newest is None:
             raise errors.NotFound(f"collection {record.name!r} was deleted meanwhile")
         shard = next(shard for shard in newest.shards if shard.shard == number)
-        node_id = shard.primary if primary else read_replica(shard, partial(self._nodes.reachable, state=state))
+        node_id = shard.primary if primary else read_replica(shard, self._nodes.standings(state), self._draw)
         place = f"shard {number} of {record.name} on node {node_id}"
         if not node_id:
             raise errors.Unavailable(f"shard {number} of {record.name} is not assigned to a node yet")

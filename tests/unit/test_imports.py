@@ -53,6 +53,8 @@ PURE = (
     "router/assignment.py",
     "vectorfleet/batching.py",
     "router/circuit.py",
+    "router/hedging.py",
+    "router/latency.py",
     "router/merge.py",
     "router/replica_choice.py",
     "router/results.py",

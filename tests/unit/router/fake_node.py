@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -38,6 +38,8 @@ class FakeNode(pb_grpc.ShardServiceServicer):
         gate: searches, writes and descriptions wait for it.
         busy: searches alone wait for it.
         searches: the search requests that came.
+        cancelled: those whose asker went before they were answered.
+        lag_s: how long its next search takes, in addition.
         metric: of all collections here.
     """
 
@@ -51,6 +53,8 @@ class FakeNode(pb_grpc.ShardServiceServicer):
     gate: asyncio.Event = field(default_factory=asyncio.Event)
     busy: asyncio.Event = field(default_factory=asyncio.Event)
     searches: list[pb.SearchRequest] = field(default_factory=list)
+    cancelled: list[pb.SearchRequest] = field(default_factory=list)
+    lag_s: Callable[[], float] = lambda: 0.0
     status: int = cluster_service_pb2.REPLICA_STATUS_SERVING
     coordinator: StaticCoordinator | None = None
     seqno: int = 0
@@ -80,8 +84,14 @@ class FakeNode(pb_grpc.ShardServiceServicer):
 
     async def Search(self, request: pb.SearchRequest, context: Any) -> pb.SearchResponse:  # noqa: N802
         self.searches.append(request)
-        await self._enter()
-        await self.busy.wait()
+        try:
+            await self._enter()
+            await self.busy.wait()
+            if lag_s := self.lag_s():
+                await asyncio.sleep(lag_s)
+        except asyncio.CancelledError:
+            self.cancelled.append(request)
+            raise
         carried = request.with_payload or request.with_vector
         if request.query_count > self.queries_max or (carried and request.k > self.hits_max):
             raise errors.ResourceExhausted("too much", reason="RESPONSE_TOO_LARGE")
@@ -180,23 +190,31 @@ class Fleet:
     address: str
 
 
+async def fake_nodes(
+    stack: AsyncExitStack, cluster: StaticCluster, *names: str, metric: int = types_pb2.METRIC_L2
+) -> dict[str, FakeNode]:
+    """Starts fake nodes and registers them; they stop with the stack."""
+    nodes = {}
+    for name in names:
+        node = nodes[name] = FakeNode(name, metric, coordinator=StaticCoordinator(cluster))
+        server = serving.new_server()
+        pb_grpc.add_ShardServiceServicer_to_server(node, server)
+        port = server.add_insecure_port("127.0.0.1:0")
+        await server.start()
+        stack.push_async_callback(server.stop, 0)
+        stack.callback(node.gate.set)
+        stack.callback(node.busy.set)
+        assert node.coordinator is not None
+        await node.coordinator.register(NodeInfo(name, f"127.0.0.1:{port}", "test"))
+    return nodes
+
+
 @asynccontextmanager
 async def fleet(*names: str, metric: int = types_pb2.METRIC_L2, **settings: Any) -> AsyncIterator[Fleet]:
     """Starts fake nodes, registers them, and starts a router that leads."""
     async with AsyncExitStack() as stack:
         cluster = StaticCluster()
-        nodes = {}
-        for name in names:
-            node = nodes[name] = FakeNode(name, metric, coordinator=StaticCoordinator(cluster))
-            server = serving.new_server()
-            pb_grpc.add_ShardServiceServicer_to_server(node, server)
-            port = server.add_insecure_port("127.0.0.1:0")
-            await server.start()
-            stack.push_async_callback(server.stop, 0)
-            stack.callback(node.gate.set)
-            stack.callback(node.busy.set)
-            assert node.coordinator is not None
-            await node.coordinator.register(NodeInfo(name, f"127.0.0.1:{port}", "test"))
+        nodes = await fake_nodes(stack, cluster, *names, metric=metric)
         stopping = asyncio.Event()
         ready: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         router = Router(StaticCoordinator(cluster), RouterSettings("router-0", **settings))

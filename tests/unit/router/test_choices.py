@@ -1,4 +1,4 @@
-"""Small pure parts: which replica, whether a node is worth a call, tokens, deadlines, the command line."""
+"""Small pure parts: whether a node is worth a call, tokens, deadlines, the command line."""
 
 from __future__ import annotations
 
@@ -10,17 +10,8 @@ from router import tokens
 from router.arguments import parse
 from router.circuit import PROBES_TO_OPEN, SUSPECT_AFTER_S, Circuit
 from router.deadline import Deadline
-from router.replica_choice import read_replica
 from vectorfleet.cluster.shard_map import CollectionRecord, ShardAssignment
 from vectorfleet.errors import InvalidRequest
-
-
-def test_the_primary_answers_unless_it_cannot() -> None:
-    shard = ShardAssignment(0, 0, 1, 1, "a", ("a", "b", "c"), ("a", "c"))
-    assert read_replica(shard, lambda _: True) == "a"
-    assert read_replica(shard, lambda node: node != "a") == "c"
-    assert read_replica(shard, lambda _: False) == "a"
-    assert read_replica(ShardAssignment(0, 0, 1), lambda _: True) == ""
 
 
 def test_a_circuit_opens_after_lost_probes_and_closes_with_an_answer() -> None:
@@ -39,6 +30,7 @@ def test_a_circuit_opens_after_lost_probes_and_closes_with_an_answer() -> None:
     assert not circuit.suspect(1e9)
     circuit.asked(20.0)
     assert not circuit.suspect(20.0 + SUSPECT_AFTER_S / 2)
+    assert circuit.silent_for(SUSPECT_AFTER_S / 2, 20.0 + SUSPECT_AFTER_S / 2)
 
 
 def test_tokens_name_their_collection_and_its_shards() -> None:
