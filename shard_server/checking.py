@@ -115,7 +115,7 @@ def _matrix(raw: bytes, rows: int, dim: int, what: str, field: str) -> NDArray[n
 
 def _check_vectors(vectors: NDArray[np.float32], metric: int, field: str) -> None:
     with np.errstate(over="ignore", invalid="ignore", under="ignore"):
-        squared = np.einsum("ij,ij->i", vectors, vectors)
+        squared = np.vecdot(vectors, vectors)
     if not bool((squared <= limits.VECTOR_LENGTH_MAX**2).all()):  # NaN and infinity fail this, too
         raise InvalidRequest("a vector is not finite, or too long for float32", reason="NOT_FINITE", field=field)
     if metric == types_pb2.METRIC_COSINE and not bool((squared > 0).all()):

@@ -17,19 +17,20 @@ class LiveRows:
     """The live rows of a segment or buffer of `rows` rows."""
 
     rows: int
-    dead: int
+    live: int
+    """How many of them are alive."""
     bits: NDArray[np.uint8] | None
     """uint8[ceil(rows / 8)]; None: every row is alive."""
 
     @classmethod
     def all_of(cls, rows: int) -> LiveRows:
         """All rows alive."""
-        return cls(rows, 0, None)
+        return cls(rows, rows, None)
 
     @property
-    def live(self) -> int:
-        """How many rows are alive."""
-        return self.rows - self.dead
+    def dead(self) -> int:
+        """How many rows are not."""
+        return self.rows - self.live
 
     @property
     def nbytes(self) -> int:
@@ -42,29 +43,29 @@ class LiveRows:
             return self
         bits = np.full((self.rows + 7) // 8, 0xFF, np.uint8) if self.bits is None else self.bits.copy()
         np.bitwise_and.at(bits, rows >> 3, ~(np.uint8(1) << (rows & 7).astype(np.uint8)))
-        return LiveRows(self.rows, self.rows - _count(bits, self.rows), bits)
+        return LiveRows(self.rows, _count(bits, self.rows), bits)
 
     def among(self, others: NDArray[np.uint8]) -> LiveRows:
         """The same less the rows that `others` (a bitmap like `bits`) lacks."""
         bits = others if self.bits is None else others & self.bits
-        return LiveRows(self.rows, self.rows - _count(bits, self.rows), bits)
+        return LiveRows(self.rows, _count(bits, self.rows), bits)
 
     def between(self, first: int, last: int) -> LiveRows:
         """The rows from `first`, a multiple of 8, to before `last`, numbered anew."""
         if self.bits is None:
             return LiveRows.all_of(last - first)
         bits = self.bits[first >> 3 : (last + 7) >> 3]
-        return LiveRows(last - first, last - first - _count(bits, last - first), bits)
+        return LiveRows(last - first, _count(bits, last - first), bits)
 
     def extended(self, rows: int) -> LiveRows:
         """The same with further rows, all alive, up to `rows`."""
         if self.bits is None:
-            return LiveRows(rows, 0, None)
+            return LiveRows(rows, rows, None)
         bits = np.full((rows + 7) // 8, 0xFF, np.uint8)
         bits[: len(self.bits)] = self.bits
         if self.rows & 7:
             bits[self.rows >> 3] |= np.uint8(0xFF << (self.rows & 7) & 0xFF)
-        return LiveRows(rows, self.dead, bits)
+        return LiveRows(rows, rows - self.dead, bits)
 
     def mask(self) -> NDArray[np.bool_]:
         """bool[rows]."""

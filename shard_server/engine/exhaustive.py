@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shard_server.engine import scoring
-from shard_server.engine.parts import Part, Places
+from shard_server.engine.parts import Part, Parts
 from shard_server.engine.ranking import Found
 from vectorfleet.v1 import types_pb2
 
@@ -59,21 +59,21 @@ def undecided(
     return np.flatnonzero(least <= np.nextafter(worst, np.float32(np.inf)))
 
 
-def length_max(parts: list[Part], check: Callable[[], None]) -> float:
+def length_max(parts: Parts, check: Callable[[], None]) -> float:
     """A bound on the norms of all rows."""
     squared = 0.0
-    for part in parts:
+    for part in parts.each:
         step = scoring.rows_per_step(part.vectors.shape[1])
         for first in range(0, part.rows, step):
             check()
             some = part.vectors[first : first + step]
-            squared = max(squared, float(np.einsum("ij,ij->i", some, some).max()))
+            squared = max(squared, float(np.vecdot(some, some).max()))
     return 1.001 * math.sqrt(squared)
 
 
 def nearest(
-    parts: list[Part], query: NDArray[np.float32], k: int, metric: int, check: Callable[[], None]
-) -> tuple[NDArray[np.float32], Places]:
+    parts: Parts, query: NDArray[np.float32], k: int, metric: int, check: Callable[[], None]
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Compares every live row with one query in float64.
 
     Args:
@@ -84,20 +84,20 @@ def nearest(
         check: called between steps; raises to end the search.
 
     Returns:
-        float32[n] final scores and the places of the min(k, live) nearest, best first.
+        float32[n] final scores and int64[n] rows, as the view numbers them, of the min(k, live) nearest, best first.
     """
-    keys, places = np.empty(0, np.float32), Places.joined([])
-    for number, part in enumerate(parts):
+    keys, found = np.empty(0, np.float32), np.empty(0, np.int64)
+    for part in parts.each:
         alive = part.live.live_rows()
         step = scoring.rows_per_step(len(query))
         for first in range(0, len(alive), step):
             check()
             rows = alive[first : first + step]
             seen = _keys(part, rows, query, metric)
-            places = Places.joined([places, Places(np.full(len(rows), number, np.int32), rows)])
-            keys, places = _best(parts, np.concatenate((keys, seen)), places, k)
-    order = scoring.best_first(np.zeros(len(keys), np.int64), keys, lambda positions: places[positions].ids(parts))
-    return scoring.ascending_key(keys[order], metric), places[order]
+            found = np.concatenate((found, part.numbered(rows)))
+            keys, found = _best(parts, np.concatenate((keys, seen)), found, k)
+    order = scoring.best_first(keys[None], lambda _, positions: parts.ids(found[positions]))[0]
+    return scoring.ascending_key(keys[order], metric), found[order]
 
 
 def _keys(part: Part, rows: NDArray[np.int64], query: NDArray[np.float32], metric: int) -> NDArray[np.float32]:
@@ -108,6 +108,8 @@ def _keys(part: Part, rows: NDArray[np.int64], query: NDArray[np.float32], metri
     )
 
 
-def _best(parts: list[Part], keys: NDArray[np.float32], places: Places, k: int) -> tuple[NDArray[np.float32], Places]:
-    kept = scoring.smallest(keys, k, lambda positions: places[positions].ids(parts))
-    return keys[kept], places[kept]
+def _best(
+    parts: Parts, keys: NDArray[np.float32], found: NDArray[np.int64], k: int
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    kept = scoring.smallest(keys, k, lambda positions: parts.ids(found[positions]))
+    return keys[kept], found[kept]

@@ -49,6 +49,9 @@ _WRITE_BYTES: Final = 1 << 20
 _VALUES_PER_CALL: Final = 1 << 26
 """Components that one call compares: some tens of milliseconds, after which it is asked whether to go on."""
 _CODE_BYTES_PER_CALL: Final = 1 << 30
+_EACH_QUERY_BY_ITSELF: Final = 11
+"""FastScan's implementation that keeps candidates in a reservoir and scans for one query after another, with the same results as
+the default, which visits a list once for all queries: with lists as short as ours that saves little, and costs small batches."""
 _EXACT_BYTES_PER_STEP: Final = 16 << 20
 _EXACT_QUERIES_PER_CALL: Final = 16
 assert limits.NLIST_MAX <= 1 << 16, "the number of a list fits uint16"
@@ -93,25 +96,39 @@ class Codebook:
 
     @cached_property
     def _half_squares(self) -> NDArray[np.float32]:
-        return np.asarray(0.5 * np.einsum("ij,ij->i", self.centroids, self.centroids), np.float32)
+        return np.asarray(0.5 * np.vecdot(self.centroids, self.centroids), np.float32)
 
-    def assign(self, queries: Matrix, nprobe: int) -> tuple[NDArray[np.float32], Rows]:
-        """Finds each query's nearest lists, once for all segments; (float32[nq, nprobe], int64[nq, nprobe]), nearest first.
+    @cached_property
+    def _width(self) -> int:
+        return int(self.index.d)
 
-        A matrix product and a partition: a third of what FAISS's flat quantizer takes to keep the best of so many.
+    @cached_property
+    def _euclidean(self) -> bool:
+        return bool(self.index.metric_type == faiss.METRIC_L2)
+
+    def distances(self, queries: Matrix) -> Matrix:
+        """How far each list is from each query: float32[nq, nlist]; of use to compare a query's lists alone, smaller is nearer.
+
+        A matrix product: a third of what FAISS's flat quantizer takes to keep the best of so many.
         """
-        queries = pad(queries, self.index.d)
-        nprobe = min(nprobe, self.nlist)
-        products = queries @ self.centroids.T
-        euclidean = self.index.metric_type == faiss.METRIC_L2
-        # Smaller is nearer: -q·c, or (|q - c|² - |q|²) / 2.
-        keys = self._half_squares - products if euclidean else -products
-        each = np.arange(len(queries))[:, None]
-        lists = np.argpartition(keys, nprobe - 1, axis=1)[:, :nprobe]
-        lists = lists[each, np.argsort(keys[each, lists], axis=1)]
-        keys = keys[each, lists]
-        distances = 2 * keys + np.einsum("ij,ij->i", queries, queries)[:, None] if euclidean else -keys
-        return np.ascontiguousarray(distances), np.ascontiguousarray(lists, np.int64)
+        keys: Matrix = pad(queries, self._width) @ self.centroids.T
+        # (|q - c|² - |q|²) / 2, or -q·c
+        return np.subtract(self._half_squares, keys, out=keys) if self._euclidean else np.negative(keys, out=keys)
+
+    def assign(self, queries: Matrix, nprobe: int) -> Rows:
+        """Finds each query's nearest lists, once for all segments: int64[nq, nprobe], in no order."""
+        return _smallest(self.distances(queries), min(nprobe, self.nlist))
+
+
+def _smallest(keys: Matrix, n: int) -> Rows:
+    """The positions of each row's n smallest: int64[rows, n], in no order."""
+    # To partition the values and look for those up to the n-th costs half of `argpartition`, which moves positions.
+    bound = np.partition(keys, n - 1, axis=1)[:, n - 1 : n]
+    flat = (keys <= bound).ravel().nonzero()[0]
+    if len(flat) != n * len(keys):  # some tie with the n-th
+        return np.ascontiguousarray(np.argpartition(keys, n - 1, axis=1)[:, :n], np.int64)
+    positions: Rows = (flat % keys.shape[1]).reshape(len(keys), n)
+    return positions
 
 
 def _empty_index(content: bytes) -> Any:
@@ -190,6 +207,8 @@ class SegmentIndex:
             self._index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC | faiss.IO_FLAG_READ_ONLY)
         except RuntimeError as error:
             raise files.unreadable(path, error) from error
+        if isinstance(self._index, faiss.IndexIVFFastScan):
+            self._index.implem = _EACH_QUERY_BY_ITSELF
         self.rows = int(self._index.ntotal)
         self._parameters = (
             faiss.IVFPQSearchParameters if isinstance(self._index, faiss.IndexIVFPQ) else faiss.IVFSearchParameters
@@ -220,7 +239,6 @@ class SegmentIndex:
         self,
         queries: Matrix,
         lists: Rows,
-        list_distances: NDArray[np.float32],
         k: int,
         live: LiveRows,
         check: Callable[[], None] = lambda: None,
@@ -230,7 +248,6 @@ class SegmentIndex:
         Args:
             queries: float32[nq, dim], prepared.
             lists: int64[nq, nprobe] from `Codebook.assign`, of the codebook that this index was encoded with; -1: none.
-            list_distances: float32[nq, nprobe].
             k: candidates a query.
             live: the rows that may be found.
             check: called between calls of FAISS, each of bounded length; raises to end the search.
@@ -242,6 +259,8 @@ class SegmentIndex:
         nq = len(queries)
         distances = np.empty((nq, k), np.float32)
         rows = np.empty((nq, k), np.int64)
+        # FAISS asks how far the lists are, and does not look: codes are not of residuals.
+        list_distances = np.zeros(lists.shape, np.float32)
         if live.bits is None:
             parameters = _visiting(self._parameters, lists.shape[1])
         else:

@@ -1,22 +1,29 @@
-"""The parts of a view that a search goes through: rows of segments and of buffers, alike."""
+"""The parts of a view that a search goes through: rows of segments and of buffers, alike, and numbered through.
+
+A row's number in the view is its number in its part behind the rows of the parts before. So what a search finds is one array of
+numbers, whichever part it comes from, and nearly always there is one part.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shard_server.engine.bitmap import LiveRows
+from shard_server.engine.index import SegmentIndex
+from shard_server.engine.passing import Passing
 from shard_server.engine.raw_vectors import RawVectors
-from shard_server.engine.view import View
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Part:
     """Rows that can be found: of a segment or of a buffer."""
 
+    first: int
+    """The number of its first row in the view."""
     vectors: NDArray[np.float32] | RawVectors
     """float32[rows, dim], raw."""
     live: LiveRows
@@ -25,66 +32,51 @@ class Part:
     """Rows as the metric compares them."""
     lengths: NDArray[np.float32] | None = None
     """float32[rows] norms, of a segment under COSINE."""
+    index: SegmentIndex | None = None
+    """Of an encoded segment."""
+    codebook_version: int = 0
+    """What `index` is encoded with."""
+    passing: Passing | None = None
+    """Of a segment: the rows that pass the view's filter, where it has one."""
 
     @property
     def rows(self) -> int:
         """Rows, alive or dead."""
         return len(self.vectors)
 
-
-def parts_of(view: View) -> list[Part]:
-    """The segments of a view, in its order, then its buffers."""
-    sealed = [
-        Part(piece.segment.vectors, piece.live, piece.segment.ids.many, piece.segment.prepared, piece.segment.lengths)
-        for piece in view.segments
-    ]
-    return sealed + [Part(buffer.vectors, buffer.live, buffer.ids_of, buffer.prepared_rows) for buffer in view.buffers]
+    def numbered(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Its rows as the view numbers them; -1 stays."""
+        return np.where(rows < 0, -1, rows + self.first) if self.first else rows
 
 
-@dataclass(frozen=True, slots=True)
-class Places:
-    """Rows of several parts."""
+class Parts:
+    """The parts that hold live rows, in the view's order."""
 
-    part_of: NDArray[np.int32]
-    """int32[n]: positions in a list of parts."""
-    rows: NDArray[np.int64]
-    """int64[n]: the row of each within its part."""
+    def __init__(self, each: Sequence[Part]) -> None:
+        self.each = tuple(each)
+        self._firsts = np.asarray([part.first for part in each], np.int64)
 
-    def __getitem__(self, which: slice | NDArray[np.int64]) -> Places:
-        return Places(self.part_of[which], self.rows[which])
-
-    @classmethod
-    def joined(cls, pieces: list[Places]) -> Places:
-        """Those of `pieces`, one after another."""
-        return cls(
-            np.concatenate([np.empty(0, np.int32), *(piece.part_of for piece in pieces)]),
-            np.concatenate([np.empty(0, np.int64), *(piece.rows for piece in pieces)]),
-        )
-
-    def vectors(self, parts: list[Part], dim: int) -> NDArray[np.float32]:
-        """The raw vectors, float32[n, dim]: a copy."""
-        only = self._only()
-        if only is not None:
-            alone: NDArray[np.float32] = parts[only].vectors[self.rows]
+    def vectors(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """The raw vectors of rows by their numbers in the view (int64[n]), float32[n, dim]: a copy."""
+        if len(self.each) == 1:
+            alone: NDArray[np.float32] = self.each[0].vectors[rows - self.each[0].first]
             return alone
-        vectors = np.empty((len(self.rows), dim), np.float32)
-        for number in np.unique(self.part_of):
-            mine = self.part_of == number
-            vectors[mine] = parts[number].vectors[self.rows[mine]]
+        vectors = np.empty((len(rows), self.each[0].vectors.shape[1]), np.float32)
+        for part, mine in self._split(rows):
+            vectors[mine] = part.vectors[rows[mine] - part.first]
         return vectors
 
-    def ids(self, parts: list[Part]) -> list[bytes]:
-        """The ids, as UTF-8."""
-        only = self._only()
-        if only is not None:
-            return parts[only].ids_of(self.rows)
-        found: NDArray[np.object_] = np.empty(len(self.rows), object)
-        for number in np.unique(self.part_of):
-            mine = self.part_of == number
-            found[mine] = parts[number].ids_of(self.rows[mine])
+    def ids(self, rows: NDArray[np.int64]) -> list[bytes]:
+        """The ids of rows by their numbers in the view, as UTF-8."""
+        if len(self.each) == 1:
+            return self.each[0].ids_of(rows - self.each[0].first)
+        found: NDArray[np.object_] = np.empty(len(rows), object)
+        for part, mine in self._split(rows):
+            found[mine] = part.ids_of(rows[mine] - part.first)
         ids: list[bytes] = found.tolist()
         return ids
 
-    def _only(self) -> int | None:
-        """The one part that all are of, as is usual: of one large segment."""
-        return int(self.part_of[0]) if len(self.rows) and bool((self.part_of == self.part_of[0]).all()) else None
+    def _split(self, rows: NDArray[np.int64]) -> list[tuple[Part, NDArray[np.int64]]]:
+        """Each part with the positions of its rows, where it has any."""
+        part_of = np.searchsorted(self._firsts, rows, side="right") - 1
+        return [(self.each[number], np.flatnonzero(part_of == number)) for number in np.unique(part_of).tolist()]

@@ -24,9 +24,7 @@ def rows_to_visit(wanted: int, passing: int, nprobe: int, nlist: int) -> int:
     return max(wanted, math.ceil(passing * min(1.0, nprobe / nlist)))
 
 
-def nearest_lists(
-    codebook: Codebook, queries: Matrix, per_list: NDArray[np.int64], rows: int, nprobe: int
-) -> tuple[NDArray[np.float32], Rows]:
+def nearest_lists(codebook: Codebook, queries: Matrix, per_list: NDArray[np.int64], rows: int, nprobe: int) -> Rows:
     """Finds each query's nearest lists that hold `rows` rows together, and `nprobe` at least; or all that there are.
 
     Args:
@@ -37,13 +35,16 @@ def nearest_lists(
         nprobe: lists that hold any.
 
     Returns:
-        float32[nq, n] distances and int64[nq, n] lists, nearest first; -1 where a query needs fewer than another.
+        int64[nq, n] lists, nearest first; -1 where a query needs fewer than another.
     """
     occupied, total = int(np.count_nonzero(per_list)), int(per_list.sum())
     rows, nprobe = min(rows, total), min(nprobe, occupied)
     width = min(codebook.nlist, 2 * max(nprobe, -(-rows * codebook.nlist // max(1, total))))
+    keys = codebook.distances(queries)
+    each = np.arange(len(queries))[:, None]
     while True:
-        distances, lists = codebook.assign(queries, width)
+        lists = np.argpartition(keys, width - 1, axis=1)[:, :width]
+        lists = lists[each, np.argsort(keys[each, lists], axis=1)]
         held = per_list[lists]
         rank = np.cumsum(held > 0, axis=1)
         sum_of_rows = np.cumsum(held, axis=1)
@@ -52,5 +53,4 @@ def nearest_lists(
         width = min(codebook.nlist, _WIDEN * width)
     chosen = (held > 0) & ((sum_of_rows - held < rows) | (rank <= nprobe))
     first = np.argsort(~chosen, axis=1, kind="stable")[:, : max(1, int(chosen.sum(axis=1).max()))]
-    lists = np.where(np.take_along_axis(chosen, first, axis=1), np.take_along_axis(lists, first, axis=1), -1)
-    return np.ascontiguousarray(np.take_along_axis(distances, first, axis=1)), np.ascontiguousarray(lists)
+    return np.where(chosen[each, first], lists[each, first], -1)

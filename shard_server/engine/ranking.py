@@ -4,23 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shard_server.engine import scoring
-from shard_server.engine.parts import Part, Places
+from shard_server.engine.parts import Part, Parts
 
 
 @dataclass(frozen=True, slots=True)
 class Candidates:
     """Rows of one part for each query, with float32 keys (smaller is better; infinite where there is none)."""
 
-    part: int
+    part: Part
     keys: NDArray[np.float32]
     """float32[nq, n]"""
     rows: NDArray[np.int64]
-    """int64[nq, n]; -1 where there is none."""
+    """int64[nq, n], as the part numbers them; -1 where there is none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +32,8 @@ class Found:
     """int64[nq]"""
     scores: NDArray[np.float32]
     """float32[sum(counts)]"""
-    places: Places
-    """sum(counts) of them."""
+    rows: NDArray[np.int64]
+    """int64[sum(counts)], as the view numbers them."""
 
     @classmethod
     def joined(cls, blocks: Sequence[Found]) -> Found:
@@ -40,7 +41,7 @@ class Found:
         return cls(
             np.concatenate([block.counts for block in blocks]),
             np.concatenate([block.scores for block in blocks]),
-            Places.joined([block.places for block in blocks]),
+            np.concatenate([block.rows for block in blocks]),
         )
 
 
@@ -48,12 +49,13 @@ def smallest(
     keys: NDArray[np.float32], rows: NDArray[np.int64], wanted: int
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """The `wanted` smallest keys of each query, in no order, with what belongs to them: both float32/int64[nq, wanted]."""
-    chosen = np.argpartition(keys, wanted - 1, axis=1)[:, :wanted]
-    return np.take_along_axis(keys, chosen, axis=1), np.take_along_axis(rows, chosen, axis=1)
+    chosen = keys.argpartition(wanted - 1, axis=1)[:, :wanted]
+    each = np.arange(len(keys))[:, None]
+    return keys[each, chosen], rows[each, chosen]
 
 
 def rank(
-    parts: list[Part],
+    parts: Parts,
     candidates: list[Candidates],
     queries: NDArray[np.float32],
     k: int,
@@ -75,29 +77,30 @@ def rank(
     Returns:
         The hits; and float32[nq], the largest key that was considered: no candidate beyond has a smaller one.
     """
-    nq, dim = queries.shape
-    keys = np.concatenate([group.keys for group in candidates], axis=1)
-    rows = np.concatenate([group.rows for group in candidates], axis=1)
-    part_of = np.concatenate([np.full(group.keys.shape[1], group.part, np.int32) for group in candidates])
+    nq = len(queries)
+    keys = _beside([group.keys for group in candidates])
+    rows = _beside([group.part.numbered(group.rows) for group in candidates])
     if keys.shape[1] > wanted:
-        chosen = np.argpartition(keys, wanted - 1, axis=1)[:, :wanted]
-        each = np.arange(nq)[:, None]
-        keys, rows, pair_part = keys[each, chosen], rows[each, chosen], part_of[chosen]
-    else:
-        pair_part = np.broadcast_to(part_of, rows.shape)
+        keys, rows = smallest(keys, rows, wanted)
     there = rows >= 0
-    query_of, _ = np.nonzero(there)
-    places = Places(pair_part[there], rows[there])
+    query_of, place = there.nonzero()
+    present = rows[query_of, place]
 
     def vectors_of(some: slice) -> NDArray[np.float32]:
         check()
-        return places[some].vectors(parts, dim)
+        return parts.vectors(present[some])
 
-    scores = scoring.exact_scores(queries, query_of, vectors_of, metric)
-    order = scoring.best_first(
-        query_of, scoring.ascending_key(scores, metric), lambda positions: places[positions].ids(parts)
+    scores = np.full(rows.shape, np.inf, np.float32)
+    scores[query_of, place] = scoring.ascending_key(scoring.exact_scores(queries, query_of, vectors_of, metric), metric)
+    order = scoring.best_first(scores, lambda query, positions: parts.ids(rows[query, positions]))[:, :k]
+    each = np.arange(nq)[:, None]
+    kept = there[each, order]
+    counts = kept.sum(axis=1)
+    return Found(counts, scoring.ascending_key(scores[each, order][kept], metric), rows[each, order][kept]), keys.max(
+        axis=1
     )
-    available = np.bincount(query_of, minlength=nq)
-    place_in_query = np.arange(len(order)) - (np.cumsum(available) - available)[query_of[order]]
-    kept = order[place_in_query < k]
-    return Found(np.minimum(available, k), scores[kept], places[kept]), keys.max(axis=1)
+
+
+def _beside(groups: list[NDArray[Any]]) -> NDArray[Any]:
+    """What several groups say of each query, in one row; nearly always there is one group."""
+    return groups[0] if len(groups) == 1 else np.concatenate(groups, axis=1)

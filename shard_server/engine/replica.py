@@ -182,7 +182,8 @@ class Replica:
 
     @property
     def _view(self) -> View:
-        self._readable.wait(_REOPEN_WAIT_S)
+        if not self._readable.is_set():  # nearly always it is: without a lock
+            self._readable.wait(_REOPEN_WAIT_S)
         return self._state.view
 
     @property
@@ -226,7 +227,7 @@ class Replica:
         )
         payloads = self._payloads(view, hits.ids) if with_payload else None
         lap("payload")
-        ids = [point_id.decode() for point_id in hits.ids]
+        ids = list(map(bytes.decode, hits.ids))
         return ShardHits(hits.counts, hits.scores, ids, payloads, hits.vectors, view.live)
 
     @staticmethod

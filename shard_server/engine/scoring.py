@@ -26,7 +26,7 @@ def rows_per_step(dim: int) -> int:
 def norms(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
     """float32[n] Euclidean norms of float32[n, dim]; computed in float64, so that no square overflows."""
     wide = vectors.astype(np.float64)
-    lengths: NDArray[np.float32] = np.sqrt(np.einsum("ij,ij->i", wide, wide)).astype(np.float32)
+    lengths: NDArray[np.float32] = np.sqrt(np.vecdot(wide, wide)).astype(np.float32)
     return lengths
 
 
@@ -59,15 +59,15 @@ def exact_scores(
     step = rows_per_step(queries.shape[1])
     for first in range(0, len(query_of), step):
         part = slice(first, first + step)
-        left = queries[query_of[part]].astype(np.float64)
-        right = vectors_of(part).astype(np.float64)
+        left, right = queries[query_of[part]], vectors_of(part)
         if metric == types_pb2.METRIC_L2:
-            left -= right
-            result[part] = np.sqrt(np.einsum("ij,ij->i", left, left))
+            apart = np.subtract(left, right, dtype=np.float64)
+            result[part] = np.sqrt(np.vecdot(apart, apart))
             continue
-        products = np.einsum("ij,ij->i", left, right)
+        left, right = left.astype(np.float64), right.astype(np.float64)
+        products = np.vecdot(left, right)
         if metric == types_pb2.METRIC_COSINE:
-            lengths = np.sqrt(np.einsum("ij,ij->i", left, left)) * np.sqrt(np.einsum("ij,ij->i", right, right))
+            lengths = np.sqrt(np.vecdot(left, left)) * np.sqrt(np.vecdot(right, right))
             products = np.divide(products, lengths, out=np.zeros_like(products), where=lengths > 0)
         result[part] = products
     return result
@@ -78,29 +78,25 @@ def ascending_key(scores: NDArray[np.float32], metric: int) -> NDArray[np.float3
     return scores if metric == types_pb2.METRIC_L2 else -scores
 
 
-def best_first(
-    query_of: NDArray[np.int64], keys: NDArray[np.float32], ids_of: Callable[[NDArray[np.int64]], list[bytes]]
-) -> NDArray[np.int64]:
-    """Orders candidates by query, then key, then id.
+def best_first(keys: NDArray[np.float32], ids_of: Callable[[int, NDArray[np.int64]], list[bytes]]) -> NDArray[np.int64]:
+    """Orders the candidates of each query by key, then id.
 
     Args:
-        query_of: int64[n].
-        keys: float32[n], smaller is better.
-        ids_of: the ids (UTF-8) of candidates by their positions; called for ties only.
+        keys: float32[nq, n], smaller is better; infinite where there is no candidate.
+        ids_of: the ids (UTF-8) of candidates of one query by their positions; called for ties only.
 
     Returns:
-        int64[n] positions.
+        int64[nq, n] positions.
     """
-    order = np.lexsort((keys, query_of))
-    sorted_keys, sorted_queries = keys[order], query_of[order]
-    tied = (sorted_keys[1:] == sorted_keys[:-1]) & (sorted_queries[1:] == sorted_queries[:-1])
-    if not tied.any():
-        return order
-    edges = np.flatnonzero(np.diff(np.concatenate(([False], tied, [False])).astype(np.int8)))
-    for first, last in zip(edges[::2], edges[1::2], strict=True):
-        run = slice(int(first), int(last) + 1)
-        ids = ids_of(order[run])
-        order[run] = order[run][sorted(range(len(ids)), key=ids.__getitem__)]
+    order = keys.argsort(axis=1)
+    ascending = keys[np.arange(len(keys))[:, None], order]
+    tied = (ascending[:, 1:] == ascending[:, :-1]) & (ascending[:, 1:] < np.inf)
+    for query in tied.any(axis=1).nonzero()[0].tolist():
+        edges = np.flatnonzero(np.diff(np.concatenate(([False], tied[query], [False])).astype(np.int8)))
+        for first, last in zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True):
+            run = order[query, first : last + 1]
+            ids = ids_of(query, run)
+            order[query, first : last + 1] = run[sorted(range(len(ids)), key=ids.__getitem__)]
     return order
 
 

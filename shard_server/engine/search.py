@@ -12,7 +12,7 @@ go on.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -21,10 +21,11 @@ from numpy.typing import NDArray
 
 from shard_server.engine import exhaustive, index, probing, scoring
 from shard_server.engine.bitmap import LiveRows
-from shard_server.engine.parts import Part, Places, parts_of
+from shard_server.engine.parts import Part
 from shard_server.engine.ranking import Candidates, Found, rank, smallest
+from shard_server.engine.raw_vectors import RawVectors
 from shard_server.engine.stages import Lap, untimed
-from shard_server.engine.view import SegmentView, View
+from shard_server.engine.view import Encoded, View
 from vectorfleet.limits import CANDIDATES_MAX, OVERSAMPLE_DEFAULT
 from vectorfleet.v1 import types_pb2
 
@@ -72,11 +73,10 @@ class _Plan:
     """What all blocks of a batch have in common."""
 
     view: View
-    parts: list[Part]
-    encoded: dict[int, SegmentView]
-    """By position in `parts`: those that are searched through their codes."""
-    versions: list[int]
-    """The codebooks of `encoded`."""
+    encoded: tuple[Encoded, ...]
+    """What is searched through its codes."""
+    compared: tuple[Part, ...]
+    """What is compared row by row: all the rest."""
     options: SearchOptions
     metric: int
     wanted: int
@@ -91,21 +91,23 @@ class _Plan:
         cls, view: View, options: SearchOptions, metric: int, dim: int, check: Callable[[], None], lap: Lap
     ) -> _Plan:
         """Chooses how to search."""
-        encoded = {} if options.exact or _few_pass(view, dim) else _encoded(view)
-        versions = sorted({piece.segment.codebook_version for piece in encoded.values()})
+        every_row = options.exact or _few_pass(view, dim)
+        ways = ((), view.parts.each) if every_row else (view.encoded, view.bare)
         wanted = options.k + max(_SPARE, options.k // 8)
         oversample = options.oversample or OVERSAMPLE_DEFAULT
         wanted_of_codes = max(wanted, min(int(options.k * oversample), CANDIDATES_MAX) + _SPARE)
-        return cls(view, parts_of(view), encoded, versions, options, metric, wanted, wanted_of_codes, check, lap)
+        return cls(view, *ways, options, metric, wanted, wanted_of_codes, check, lap)
 
     def queries_per_block(self) -> int:
         """So many that what is kept of them stays within `_BLOCK_BYTES`."""
-        candidates = sum(
-            min(part.live.live, self.wanted_of_codes if number in self.encoded else self.wanted)
-            for number, part in enumerate(self.parts)
-        )
-        lists = max((self.view.codebooks[version].nlist for version in self.versions), default=0)
-        return max(1, _BLOCK_BYTES // max(1, _CANDIDATE_BYTES * candidates + _LIST_BYTES * lists))
+        query_bytes = 1
+        for part in self.compared:
+            query_bytes += _CANDIDATE_BYTES * min(part.live.live, self.wanted)
+        for group in self.encoded:
+            query_bytes += _LIST_BYTES * group.codebook.nlist
+            for part in group.parts:
+                query_bytes += _CANDIDATE_BYTES * min(part.live.live, self.wanted_of_codes)
+        return max(1, _BLOCK_BYTES // query_bytes)
 
 
 def search(
@@ -130,35 +132,35 @@ def search(
         lap: called after each stage of each block.
     """
     plan = _Plan.of(view, options, metric, queries.shape[1], check, lap)
-    length_max = exhaustive.length_max(plan.parts, check) if options.exact and metric == types_pb2.METRIC_DOT else 0.0
+    length_max = exhaustive.length_max(view.parts, check) if options.exact and metric == types_pb2.METRIC_DOT else 0.0
     step = plan.queries_per_block()
     blocks = [_search_block(plan, queries[first : first + step], length_max) for first in range(0, len(queries), step)]
     found = blocks[0] if len(blocks) == 1 else Found.joined(blocks)
     hits = Hits(
         found.counts.astype(np.uint32),
         found.scores,
-        found.places.ids(plan.parts),
-        found.places.vectors(plan.parts, queries.shape[1]) if with_vector else None,
+        view.parts.ids(found.rows) if len(found.rows) else [],
+        _vectors(view, found.rows, queries.shape[1]) if with_vector else None,
     )
     lap("ids")
     return hits
 
 
 def _search_block(plan: _Plan, queries: NDArray[np.float32], length_max: float) -> Found:
-    parts, k, metric = plan.parts, plan.options.k, plan.metric
-    if plan.view.live == 0:
-        return Found(np.zeros(len(queries), np.int64), np.empty(0, np.float32), Places.joined([]))
+    view, metric = plan.view, plan.metric
+    if view.live == 0:
+        return Found(np.zeros(len(queries), np.int64), np.empty(0, np.float32), np.empty(0, np.int64))
     prepared = scoring.normalised(queries) if metric == types_pb2.METRIC_COSINE else np.ascontiguousarray(queries)
-    candidates = [
-        _compare_all(plan, number, prepared)
-        for number, part in enumerate(parts)
-        if number not in plan.encoded and part.live.live
-    ]
+    candidates = [_compare_all(plan, part, prepared) for part in plan.compared]
     if candidates:
         plan.lap("compare")
-    candidates += _from_codes(plan, prepared)
-    found, beyond = rank(parts, candidates, queries, k, plan.wanted, metric, plan.check)
-    if plan.options.exact and plan.view.live > plan.wanted:
+    for group in plan.encoded:
+        # One codebook: approximate distances of several segments can be compared, so only the best of all are read.
+        chosen = _best_of_all(_scan(plan, group, prepared), plan.wanted_of_codes)
+        candidates += [_compare_again(plan, one, prepared) for one in chosen]
+        plan.lap("rerank")
+    found, beyond = rank(view.parts, candidates, queries, plan.options.k, plan.wanted, metric, plan.check)
+    if plan.options.exact and view.live > plan.wanted:
         found = _corrected(plan, found, queries, exhaustive.undecided(found, beyond, queries, metric, length_max))
     plan.lap("rank")
     return found
@@ -166,34 +168,28 @@ def _search_block(plan: _Plan, queries: NDArray[np.float32], length_max: float) 
 
 def _corrected(plan: _Plan, found: Found, queries: NDArray[np.float32], undecided: NDArray[np.int64]) -> Found:
     """The same with the hits of `undecided` queries found in float64."""
-    ends = np.cumsum(found.counts)
-    scores = np.split(found.scores, ends[:-1])
-    places = [found.places[slice(end - count, end)] for count, end in zip(found.counts, ends, strict=True)]
+    ends = np.cumsum(found.counts)[:-1]
+    scores, rows = np.split(found.scores, ends), np.split(found.rows, ends)
     for number in undecided:
-        scores[number], places[number] = exhaustive.nearest(
-            plan.parts, queries[number], plan.options.k, plan.metric, plan.check
+        scores[number], rows[number] = exhaustive.nearest(
+            plan.view.parts, queries[number], plan.options.k, plan.metric, plan.check
         )
-    return Found(found.counts, np.concatenate(scores), Places.joined(places)) if len(undecided) else found
+    return Found(found.counts, np.concatenate(scores), np.concatenate(rows)) if len(undecided) else found
 
 
-def _encoded(view: View) -> dict[int, SegmentView]:
-    return {
-        number: piece
-        for number, piece in enumerate(view.segments)
-        if piece.segment.index is not None and piece.live.live
-    }
+def _vectors(view: View, rows: NDArray[np.int64], dim: int) -> NDArray[np.float32]:
+    return view.parts.vectors(rows) if len(rows) else np.empty((0, dim), np.float32)
 
 
 def _few_pass(view: View, dim: int) -> bool:
-    passing = [piece.live.live for piece in view.segments if piece.passing is not None]
-    return bool(passing) and sum(passing) * 4 * dim <= FILTERED_EXACT_BYTES
+    return view.narrowed and sum(part.live.live for part in view.segments) * 4 * dim <= FILTERED_EXACT_BYTES
 
 
-def _compare_all(plan: _Plan, number: int, prepared: NDArray[np.float32]) -> Candidates:
-    part, metric = plan.parts[number], plan.metric
+def _compare_all(plan: _Plan, part: Part, prepared: NDArray[np.float32]) -> Candidates:
+    metric = plan.metric
     wanted = min(plan.wanted, part.live.live)
     if part.live.live * _SPARSE < part.rows:
-        return _compare_gathered(plan, number, prepared)
+        return _compare_gathered(plan, part, prepared)
     keys = np.empty((len(prepared), 0), np.float32)
     rows = np.empty((len(prepared), 0), np.int64)
     step = index.rows_per_step(prepared.shape[1])
@@ -210,12 +206,12 @@ def _compare_all(plan: _Plan, number: int, prepared: NDArray[np.float32]) -> Can
         rows = np.concatenate((rows, np.where(absent, -1, found + first)), axis=1)
         if keys.shape[1] > wanted:
             keys, rows = smallest(keys, rows, wanted)
-    return Candidates(number, keys, rows)
+    return Candidates(part, keys, rows)
 
 
-def _compare_gathered(plan: _Plan, number: int, prepared: NDArray[np.float32]) -> Candidates:
+def _compare_gathered(plan: _Plan, part: Part, prepared: NDArray[np.float32]) -> Candidates:
     """The same for few live rows of many: their vectors are copied together first."""
-    part, metric = plan.parts[number], plan.metric
+    metric = plan.metric
     wanted = min(plan.wanted, part.live.live)
     keys = np.empty((len(prepared), 0), np.float32)
     rows = np.empty((len(prepared), 0), np.int64)
@@ -230,89 +226,77 @@ def _compare_gathered(plan: _Plan, number: int, prepared: NDArray[np.float32]) -
         rows = np.concatenate((rows, some[found]), axis=1)
         if keys.shape[1] > wanted:
             keys, rows = smallest(keys, rows, wanted)
-    return Candidates(number, keys, rows)
+    return Candidates(part, keys, rows)
 
 
-def _from_codes(plan: _Plan, prepared: NDArray[np.float32]) -> list[Candidates]:
-    found: list[Candidates] = []
-    for version in plan.versions:
-        group = {number: piece for number, piece in plan.encoded.items() if piece.segment.codebook_version == version}
-        scanned = _scan(plan, group, plan.view.codebooks[version], prepared)
-        # One codebook: approximate distances of several segments can be compared, so only the best of all are read.
-        found += [_compare_again(plan, chosen, prepared) for chosen in _best_of_all(scanned, plan.wanted_of_codes)]
-        plan.lap("rerank")
-    return found
-
-
-def _scan(
-    plan: _Plan, group: dict[int, SegmentView], codebook: index.Codebook, prepared: NDArray[np.float32]
-) -> list[Candidates]:
+def _scan(plan: _Plan, group: Encoded, prepared: NDArray[np.float32]) -> list[Candidates]:
     """Candidates of the segments of one codebook: at least k for each query, where so many rows may be found."""
-    wanted = plan.wanted_of_codes
-    live = sum(piece.live.live for piece in group.values())
-    filtered = any(piece.passing for piece in group.values())
+    wanted, codebook, filtered = plan.wanted_of_codes, group.codebook, plan.view.narrowed
     nprobe = plan.options.nprobe or codebook.default_nprobe * (_FILTERED_LISTS if filtered else 1)
-    visit = probing.rows_to_visit(wanted, live, nprobe, codebook.nlist)
+    visit = probing.rows_to_visit(wanted, group.live, nprobe, codebook.nlist)
     per_list: NDArray[np.int64] | None = None
     plan.check()
     # Under DOT the lists that a query chooses are those of long vectors: often the smallest of all.
     if filtered or plan.metric == types_pb2.METRIC_DOT:
-        per_list = _rows_per_list(group.values())
-        list_distances, lists = probing.nearest_lists(codebook, prepared, per_list, visit, nprobe)
+        per_list = _rows_per_list(group)
+        lists = probing.nearest_lists(codebook, prepared, per_list, visit, nprobe)
     else:
-        list_distances, lists = codebook.assign(prepared, nprobe)
+        lists = codebook.assign(prepared, nprobe)
     while True:
         plan.lap("lists")
         scanned = []
         found = np.zeros(len(prepared), np.int64)
-        for number, piece in group.items():
-            assert piece.segment.index is not None
-            distances, rows = piece.segment.index.scan(
-                prepared, lists, list_distances, min(wanted, piece.live.live), piece.live, plan.check
-            )
+        for part in group.parts:
+            assert part.index is not None
+            distances, rows = part.index.scan(prepared, lists, min(wanted, part.live.live), part.live, plan.check)
+            keys = scoring.ascending_key(distances, plan.metric)
             absent = rows < 0
+            keys[absent] = np.inf
             found += rows.shape[1] - absent.sum(axis=1)
-            keys = np.where(absent, np.inf, scoring.ascending_key(distances, plan.metric))
-            scanned.append(Candidates(number, keys, rows))
+            scanned.append(Candidates(part, keys, rows))
         plan.lap("scan")
         everywhere = per_list is not None and visit >= int(per_list.sum())
-        if everywhere or bool(np.all(found >= min(plan.options.k, live))):
+        if everywhere or int(found.min()) >= min(plan.options.k, group.live):
             return scanned
         # The nearest lists hold too few rows that may be found: more lists, until there are k or no lists are left.
         if per_list is None:
-            per_list = _rows_per_list(group.values())
+            per_list = _rows_per_list(group)
         else:
             visit *= _WIDEN
-        list_distances, lists = probing.nearest_lists(codebook, prepared, per_list, visit, nprobe)
+        lists = probing.nearest_lists(codebook, prepared, per_list, visit, nprobe)
 
 
-def _rows_per_list(group: Iterable[SegmentView]) -> NDArray[np.int64]:
+def _rows_per_list(group: Encoded) -> NDArray[np.int64]:
     counts = []
-    for piece in group:
-        assert piece.segment.index is not None
-        if piece.passing is None:
-            counts.append(piece.segment.index.rows_per_list(None))
+    for part in group.parts:
+        assert part.index is not None
+        if part.passing is None:
+            counts.append(part.index.rows_per_list(None))
         else:
-            counts.append(piece.passing.per_list(piece.segment.index))
+            counts.append(part.passing.per_list(part.index))
     total: NDArray[np.int64] = np.sum(counts, axis=0)
     return total
 
 
 def _best_of_all(scanned: list[Candidates], wanted: int) -> list[Candidates]:
-    if sum(candidates.keys.shape[1] for candidates in scanned) <= wanted:
+    if len(scanned) == 1:
         return scanned
     keys = np.concatenate([candidates.keys for candidates in scanned], axis=1)
+    if keys.shape[1] <= wanted:
+        return scanned
     bound = np.partition(keys, wanted - 1, axis=1)[:, wanted - 1 : wanted]
-    return [Candidates(part.part, part.keys, np.where(part.keys <= bound, part.rows, -1)) for part in scanned]
+    return [Candidates(one.part, one.keys, np.where(one.keys <= bound, one.rows, -1)) for one in scanned]
 
 
 def _compare_again(plan: _Plan, candidates: Candidates, prepared: NDArray[np.float32]) -> Candidates:
-    segment = plan.encoded[candidates.part].segment
+    part, rows = candidates.part, candidates.rows
+    assert isinstance(part.vectors, RawVectors), "codes are of segments"
     # FAISS reads the rows through the mapping: here they are verified.
-    vectors = segment.vectors.holding(candidates.rows, plan.check)
-    scores = index.compare_rows(prepared, vectors, candidates.rows, plan.metric, plan.check)
-    if segment.lengths is not None:
-        lengths = segment.lengths[np.maximum(candidates.rows, 0)]
+    vectors = part.vectors.holding(rows, plan.check)
+    scores = index.compare_rows(prepared, vectors, rows, plan.metric, plan.check)
+    if part.lengths is not None:
+        lengths = part.lengths[np.maximum(rows, 0)]
         scores = np.divide(scores, lengths, out=np.zeros_like(scores), where=lengths > 0)
-    keys = np.where(candidates.rows < 0, np.inf, scoring.ascending_key(scores, plan.metric))
-    return Candidates(candidates.part, keys, candidates.rows)
+    keys = scoring.ascending_key(scores, plan.metric)
+    keys[rows < 0] = np.inf
+    return Candidates(part, keys, rows)

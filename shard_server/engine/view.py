@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from shard_server.engine.bitmap import LiveRows
 from shard_server.engine.buffer import BufferView
 from shard_server.engine.index import Codebook
+from shard_server.engine.parts import Part, Parts
 from shard_server.engine.passing import Passing
 from shard_server.engine.segment import Segment
 from shard_server.engine.store import PointsSnapshot
@@ -38,8 +40,18 @@ class SegmentView:
 
 
 @dataclass(frozen=True, slots=True)
+class Encoded:
+    """The encoded parts of one codebook that hold live rows."""
+
+    codebook: Codebook
+    parts: tuple[Part, ...]
+    live: int
+    """Live rows of them."""
+
+
+@dataclass(frozen=True)
 class View:
-    """A replica at one applied seqno."""
+    """A replica at one applied seqno. What all its searches need is computed by the first of them."""
 
     applied_seqno: int
     segments: tuple[SegmentView, ...]
@@ -49,10 +61,46 @@ class View:
     codebooks: Mapping[int, Codebook]
     """By version: at least those that `segments` are encoded with."""
 
-    @property
+    narrowed: bool = False
+    """Whether a filter has taken rows away."""
+
+    @cached_property
     def live(self) -> int:
         """Live points."""
-        return sum(part.live.live for part in self.segments) + sum(part.live.live for part in self.buffers)
+        return sum(part.live.live for part in self.parts.each)
+
+    @cached_property
+    def parts(self) -> Parts:
+        """The segments with live rows, then the buffers with live rows."""
+        parts, first = [], 0
+        for piece in self.segments:
+            held = piece.segment
+            if piece.live.live:
+                rows = held.vectors, piece.live, held.ids.many, held.prepared, held.lengths
+                parts.append(Part(first, *rows, held.index, held.codebook_version, piece.passing))
+            first += piece.live.rows
+        for buffer in self.buffers:
+            if buffer.live.live:
+                parts.append(Part(first, buffer.vectors, buffer.live, buffer.ids_of, buffer.prepared_rows))
+            first += buffer.live.rows
+        return Parts(parts)
+
+    @cached_property
+    def encoded(self) -> tuple[Encoded, ...]:
+        """Those of `parts` that are searched through their codes, by their codebooks."""
+        by_version: dict[int, list[Part]] = {}
+        for part in self.parts.each:
+            if part.index is not None:
+                by_version.setdefault(part.codebook_version, []).append(part)
+        return tuple(
+            Encoded(self.codebooks[version], tuple(parts), sum(part.live.live for part in parts))
+            for version, parts in sorted(by_version.items())
+        )
+
+    @cached_property
+    def bare(self) -> tuple[Part, ...]:
+        """Those of `parts` that have no codes."""
+        return tuple(part for part in self.parts.each if part.index is None)
 
     def filtered(self, wanted: types_pb2.Filter) -> View:
         """The same with only those rows alive that pass a filter."""
@@ -62,7 +110,7 @@ class View:
             passing = part.segment.passing.of(wanted, key)
             segments.append(SegmentView(part.segment, part.live.among(passing.bits), passing))
         buffers = [replace(buffer, live=buffer.live.among(buffer.passing(wanted))) for buffer in self.buffers]
-        return replace(self, segments=tuple(segments), buffers=tuple(buffers))
+        return replace(self, segments=tuple(segments), buffers=tuple(buffers), narrowed=True)
 
     def vectors_of(self, ids: Sequence[bytes], versions: Sequence[int]) -> list[NDArray[np.float32] | None]:
         """The raw vector (float32[dim]) of each id that this view's `points` knows under that version; else None."""

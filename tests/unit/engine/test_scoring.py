@@ -29,18 +29,26 @@ def test_ties_are_ordered_by_id() -> None:
     def ids_of(positions: np.ndarray) -> list[bytes]:
         return [ids[position] for position in positions]
 
-    order = scoring.best_first(np.zeros(4, np.int64), keys, ids_of)
+    order = scoring.best_first(keys[None], lambda _, positions: ids_of(positions))[0]
     assert ids_of(order) == [b"c", b"a", b"aa", b"b"]
     for k in range(1, 6):
         assert sorted(ids_of(scoring.smallest(keys, k, ids_of))) == sorted(ids_of(order[:k]))
 
 
 def test_ties_of_different_queries_do_not_mix() -> None:
-    ids = [b"a", b"c", b"b"]
-    order = scoring.best_first(
-        np.array([1, 0, 0]), np.array([1, 1, 1], np.float32), lambda positions: [ids[one] for one in positions]
-    )
-    assert order.tolist() == [2, 1, 0]
+    ids = [[b"a", b"c", b"b"], [b"y", b"x", b"z"]]
+    keys = np.array([[1, 1, 1], [2, 2, 1]], np.float32)
+    order = scoring.best_first(keys, lambda query, positions: [ids[query][one] for one in positions])
+    assert order.tolist() == [[0, 2, 1], [2, 1, 0]]
+
+
+def test_absent_candidates_come_last_and_have_no_id() -> None:
+    keys = np.array([[np.inf, 3, np.inf, -1]], np.float32)
+
+    def ids_of(query: int, positions: np.ndarray) -> list[bytes]:
+        raise AssertionError
+
+    assert scoring.best_first(keys, ids_of)[0, :2].tolist() == [3, 1]
 
 
 def test_a_zero_vector_scores_zero_under_cosine() -> None:

@@ -79,6 +79,21 @@ async def test_a_search_past_its_deadline_gives_its_thread_back() -> None:
         assert answer.results[0].error_reason == ""
 
 
+async def test_a_search_of_one_shard_has_no_task_of_its_own() -> None:
+    async with searching() as (searcher, _):
+        made: list[object] = []
+
+        def factory(loop: asyncio.AbstractEventLoop, work: Any, **about: Any) -> asyncio.Task[Any]:
+            made.append(work)
+            return asyncio.Task(work, loop=loop, **about)
+
+        asyncio.get_running_loop().set_task_factory(factory)
+        answer = pb.SearchResponse()
+        await searcher.search(request(1), TIMEOUT_S, answer)
+        asyncio.get_running_loop().set_task_factory(None)
+        assert (answer.results[0].error_reason, made) == ("", [])
+
+
 async def test_a_cancelled_search_gives_its_thread_back() -> None:
     async with searching() as (searcher, fake):
         gone = asyncio.create_task(searcher.search(request(ENDLESS), 1000.0, pb.SearchResponse()))

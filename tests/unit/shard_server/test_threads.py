@@ -112,6 +112,47 @@ async def test_work_whose_caller_left_never_starts_and_makes_room(busy: threadin
     pool.close()
 
 
+async def test_a_call_wakes_the_loop_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = WorkPool("test", threads=1, waiting_max=1)
+    woken: list[object] = []
+    loop = asyncio.get_running_loop()
+    wake = loop.call_soon_threadsafe
+    monkeypatch.setattr(loop, "call_soon_threadsafe", lambda *what: woken.append(what) or wake(*what))
+    tasks = len(asyncio.all_tasks())
+    working = asyncio.ensure_future(pool.run_until(time.monotonic() + TIMEOUT_S, lambda: len(asyncio.all_tasks(loop))))
+    assert await working == tasks + 1, "no task beyond the caller's"
+    assert len(woken) == 1
+    pool.close()
+
+
+async def test_a_call_whose_time_is_up_is_answered_while_its_thread_goes_on(busy: threading.Event) -> None:
+    pool = WorkPool("test", threads=1, waiting_max=1)
+    started = threading.Event()
+    with pytest.raises(DeadlineExceeded, match="during the work"):
+        await pool.run_until(time.monotonic() + 0.05, lambda: (started.set(), busy.wait(TIMEOUT_S)))
+    assert started.is_set()
+    assert not pool.idle
+    busy.set()
+    await until(lambda: pool.idle, "the thread is done")
+    pool.close()
+
+
+async def test_a_closed_pool_drops_what_has_not_started_and_takes_no_more(busy: threading.Event) -> None:
+    pool = WorkPool("test", threads=1, waiting_max=2)
+    started = threading.Event()
+    running = asyncio.create_task(pool.run(lambda: (started.set(), busy.wait(TIMEOUT_S))))
+    await asyncio.to_thread(started.wait, TIMEOUT_S)
+    tasks = await filled(pool, busy, 1 + 2)
+    pool.close()
+    await asyncio.wait(tasks)
+    assert all(task.cancelled() for task in tasks)
+    with pytest.raises(RuntimeError, match="closed"):
+        await pool.run(int)
+    busy.set()
+    await running
+    assert pool.idle
+
+
 async def test_background_threads_yield_to_others() -> None:
     pool = WorkPool("test", threads=1, waiting_max=1, nice=3)
     there = await pool.run(lambda: os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
