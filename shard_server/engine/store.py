@@ -12,6 +12,9 @@ What RocksDB does by default, and what is done about it here:
 * A missing CURRENT makes it create an empty database over the old one. A store is created only where the caller says so.
 * An iterator that meets a damaged block just ends. Every walk asks for the iterator's status at its end.
 * After a failed write it takes no more until it is opened again: `append` and `Batch.write` fail from then on.
+* By itself it then moves one family after another to its files, and leaves the record that failed behind in the write-ahead log.
+  Stopped half-way by a close or a crash, that record counts at the next opening for the other families alone: the log was let go,
+  but the manifest that says where its points are was not there. All families move to files together, or none: `atomic_flush`.
 * What was sealed or overwritten stays in its files until others come: a write-ahead log of many megabytes as long as one
   family's part of it is in memory only, a table until enough of them lie above one another. `shrink_*` give that back.
 """
@@ -346,6 +349,7 @@ def _options(family: str, memory: StoreMemory | None, *, create: bool) -> rocksd
     options.set_wal_recovery_mode(rocksdict.DBRecoveryMode.tolerate_corrupted_tail_records())
     options.set_write_buffer_size(_WRITE_BUFFER_BYTES)
     options.set_max_total_wal_size(8 * _WRITE_BUFFER_BYTES)
+    options.set_atomic_flush(True)
     options.set_keep_log_file_num(2)
     options.set_max_log_file_size(1 << 20)
     table = rocksdict.BlockBasedOptions()
