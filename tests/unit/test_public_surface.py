@@ -155,7 +155,8 @@ def test_exceptions_have_one_root() -> None:
 def test_local_cluster() -> None:
     assert set(vectorfleet.local.__all__) == {"LocalCluster", "LocalClusterError"}
     expected = (
-        "(data, *, nodes=2, routers=1, host='127.0.0.1', port=0, shard_args=(), router_args=(), secure=False, log="
+        "(data, *, nodes=2, routers=1, host='127.0.0.1', port=0, one_port=False, shard_args=(),"
+        " router_args=(), secure=False, log="
     )
     assert signature(vectorfleet.local.LocalCluster).startswith(expected)
     members = {
