@@ -46,7 +46,7 @@ BUILDERS: Final = 4
 BUILT_WHERE_MISSED: Final = 3
 """Fresh collections whose mean counts where the first one says that the bar is missed: training is chance in part."""
 SHARD_ARGS: Final = ("--seal-points", "500", "--seal-age-s", "1")
-"""Rescaled as the runbooks are: by default, most searches would meet points that are not sealed yet, and so searched exactly."""
+"""Rescaled as the runbooks are: by default, most searches would meet points that are not sealed yet, and so meet no lists."""
 INDEX: Final = vectorfleet.IndexOptions(train_points=1_000)
 """Small enough that most search steps meet codes, not the exact search of an untrained collection."""
 

@@ -41,7 +41,7 @@ STATUSES: Final = {
 OF_COLLECTIONS: Final = {
     "points": "Live points",
     "indexed_points": "Live points that are searched through codes of the current codebook, or too few for them",
-    "buffered_points": "Live points in buffers, which are searched one by one",
+    "buffered_points": "Live points in buffers, not sealed yet",
     "tombstones": "Dead rows of segments",
     "segments": "Segments",
     "unsealed_writes": "Log entries behind the newest that segments do not hold yet",

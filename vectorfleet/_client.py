@@ -294,7 +294,7 @@ class Client:
             texts: instead of vectors: queries that the collection's model embeds; or a str for a single one.
             k: hits a query, 1 to 10,000.
             nprobe: inverted lists to visit; 0: chosen by the cluster. More is slower and finds more.
-            oversample: candidates compared on raw vectors, as a multiple of k, 1 to 1,000; 0: 10.
+            oversample: candidates compared on raw vectors, as a multiple of k, 1 to 1,000; 0: 10, and 100 at least.
             exact: compare every vector: slow, and nothing is missed.
             filter: only points whose payload passes, {"lang": "en", "price": {"$lt": 10}}: see the README.
             with_payload, with_vector: hits carry their payloads, their vectors.

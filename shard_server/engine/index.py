@@ -1,4 +1,4 @@
-"""FAISS, and the only module that knows it: training, encoding, scanning lists, comparing vectors.
+"""FAISS's indexes: training, encoding, scanning lists. No other module knows FAISS but `comparing`.
 
 What FAISS gives: fast IVF-PQ scans (4-bit "FastScan" codes, masks inside the scan, files that can be memory-mapped). What
 it does not, and what is done about each:
@@ -8,10 +8,10 @@ it does not, and what is done about each:
   lists once and approximate distances of several segments can be compared.
 * PQ distances are approximations (recall@10 of 0.66 to 0.79 at best): they choose candidates, which are compared again
   on raw vectors that FAISS reads in place from mapped memory.
-* Its BLAS path computes |x|² - 2xy + |y|², which loses all digits for near neighbours. It serves to train and to choose
-  lists; exact comparisons stay below the number of queries at which FAISS takes it.
 * It takes the GIL once a query to look for Ctrl-C: switched off too, since a busy event loop would slow scans sixtyfold.
 * m must divide the dimension: vectors are padded with zeros inside the index, which changes no distance.
+* To find a row's list among thousands costs eight times what its code costs. A code does not depend on the list, so fresh rows
+  get codes alone: an index of one list, which FastScan reads through as fast as it visits the lists of a hundred times as many.
 
 OpenMP's thread count belongs to the calling thread; processes set OMP_NUM_THREADS=1 before they import this module, and
 parallelism comes from many queries at once.
@@ -19,7 +19,7 @@ parallelism comes from many queries at once.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -46,16 +46,11 @@ _CODEBOOK: Final = b"VF-CODEB"
 _INDEX: Final = b"VF-INDEX"
 _ENCODE_ROWS: Final = 16_384
 _WRITE_BYTES: Final = 1 << 20
-_VALUES_PER_CALL: Final = 1 << 26
-"""Components that one call compares: some tens of milliseconds, after which it is asked whether to go on."""
 _CODE_BYTES_PER_CALL: Final = 1 << 30
 _EACH_QUERY_BY_ITSELF: Final = 11
 """FastScan's implementation that keeps candidates in a reservoir and scans for one query after another, with the same results as
 the default, which visits a list once for all queries: with lists as short as ours that saves little, and costs small batches."""
-_EXACT_BYTES_PER_STEP: Final = 16 << 20
-_EXACT_QUERIES_PER_CALL: Final = 16
 assert limits.NLIST_MAX <= 1 << 16, "the number of a list fits uint16"
-assert faiss.cvar.distance_compute_blas_threshold > _EXACT_QUERIES_PER_CALL
 
 
 @dataclass(frozen=True)
@@ -82,6 +77,16 @@ class Codebook:
         except (RuntimeError, ValueError, IndexError) as error:
             raise DataLoss(f"{what} cannot be read: {error}") from error
         return cls(version, checksum, int(index.nlist), int(index.pq.M), content, index)
+
+    @property
+    def codes_alone(self) -> bool:
+        """Whether rows may be encoded without lists: reading all their codes is fast with FastScan alone."""
+        return isinstance(self.index, faiss.IndexIVFPQFastScan)
+
+    @cached_property
+    def code_bytes(self) -> int:
+        """Bytes of an encoded row: its code and its number."""
+        return int(self.index.code_size) + 8
 
     @cached_property
     def default_nprobe(self) -> int:
@@ -136,9 +141,16 @@ def _empty_index(content: bytes) -> Any:
     return faiss.deserialize_index(np.frombuffer(content, np.uint8, offset=files.HEADER_BYTES))
 
 
-def rows_per_step(dim: int) -> int:
-    """How many rows `nearest_rows` is best given at once; a multiple of 8."""
-    return max(8, _EXACT_BYTES_PER_STEP // (4 * dim) & ~7)
+def _empty_flat_index(codebook: Codebook) -> Any:
+    """An index without rows whose codes are those of `codebook`, and which has one list for all rows."""
+    like = codebook.index
+    quantizer = faiss.IndexFlatL2(like.d)
+    quantizer.add(np.zeros((1, like.d), np.float32))
+    index = faiss.IndexIVFPQFastScan(quantizer, like.d, 1, like.pq.M, like.pq.nbits, like.metric_type)
+    index.by_residual = False
+    index.pq = like.pq
+    index.is_trained = True
+    return index
 
 
 def _faiss_metric(metric: int) -> Any:
@@ -198,15 +210,11 @@ def train_codebook(sample: Matrix, *, kind: int, metric: int, nlist: int, m: int
 
 
 class SegmentIndex:
-    """The encoded rows of one segment, mapped from its file; row numbers are FAISS ids. Read-only and thread-safe."""
+    """Encoded rows, of a segment or of a buffer; row numbers are FAISS ids. Read-only and thread-safe."""
 
-    def __init__(self, path: Path) -> None:
-        """Maps the file, which is known to be whole. Raises `DataLoss` where it is of an unknown format, and `OSError`."""
-        files.check_header(path, _INDEX, at_end=True)
-        try:
-            self._index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC | faiss.IO_FLAG_READ_ONLY)
-        except RuntimeError as error:
-            raise files.unreadable(path, error) from error
+    def __init__(self, index: Any) -> None:
+        """Takes a FAISS index that does not change any more."""
+        self._index = index
         if isinstance(self._index, faiss.IndexIVFFastScan):
             self._index.implem = _EACH_QUERY_BY_ITSELF
         self.rows = int(self._index.ntotal)
@@ -217,9 +225,33 @@ class SegmentIndex:
         self._width = int(self._index.d)
         self._codes_bytes = self.rows * int(self._index.code_size)
         self._nlist = int(self._index.nlist)
+        self.is_flat = self._nlist == 1
+        """Whether all rows stand in one list: a search reads them all."""
         lists = self._index.invlists
         self._sizes = np.asarray([lists.list_size(number) for number in range(self._nlist)], np.int64)
         self._list_of: NDArray[np.uint16] | None = None
+
+    @classmethod
+    def mapped(cls, path: Path) -> SegmentIndex:
+        """Maps a file that is known to be whole. Raises `DataLoss` where it is of an unknown format, and `OSError`."""
+        files.check_header(path, _INDEX, at_end=True)
+        try:
+            return cls(faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC | faiss.IO_FLAG_READ_ONLY))
+        except RuntimeError as error:
+            raise files.unreadable(path, error) from error
+
+    @classmethod
+    def flat(cls, codebook: Codebook, chunks: Iterable[Matrix], before: SegmentIndex | None = None) -> SegmentIndex:
+        """Encodes prepared vectors in memory, without lists.
+
+        Args:
+            codebook: one with `codes_alone`.
+            chunks: float32[n, dim] each, row after row.
+            before: rows that come first, encoded likewise with the same codebook; they are copied.
+        """
+        index = _empty_flat_index(codebook) if before is None else faiss.clone_index(before._index)
+        _add(index, chunks)
+        return cls(index)
 
     def rows_per_list(self, bits: NDArray[np.uint8] | None) -> NDArray[np.int64]:
         """How many rows of a bitmap (None: of all) each list holds: int64[nlist]."""
@@ -243,7 +275,7 @@ class SegmentIndex:
         live: LiveRows,
         check: Callable[[], None] = lambda: None,
     ) -> tuple[NDArray[np.float32], Rows]:
-        """Approximate nearest live rows within the given lists.
+        """Approximate nearest live rows within the given lists; of a flat index, among all.
 
         Args:
             queries: float32[nq, dim], prepared.
@@ -257,6 +289,8 @@ class SegmentIndex:
         """
         queries = pad(queries, self._width)
         nq = len(queries)
+        if self.is_flat:
+            lists = np.zeros((nq, 1), np.int64)
         distances = np.empty((nq, k), np.float32)
         rows = np.empty((nq, k), np.int64)
         # FAISS asks how far the lists are, and does not look: codes are not of residuals.
@@ -291,17 +325,29 @@ def _visiting(kind: Any, nprobe: int) -> Any:
     return kind(nprobe=nprobe)
 
 
-def encode(path: Path, codebook: Codebook, chunks: Any) -> storage_pb2.FileEntry:
-    """Encodes prepared vectors (an iterable of float32[n, dim]) row after row; writes them to `path`, synced.
+def _add(index: Any, chunks: Iterable[Matrix]) -> None:
+    for chunk in chunks:
+        for first in range(0, len(chunk), _ENCODE_ROWS):
+            index.add(pad(chunk[first : first + _ENCODE_ROWS], index.d))
+
+
+def encode(path: Path, codebook: Codebook, chunks: Iterable[Matrix]) -> storage_pb2.FileEntry:
+    """Encodes prepared vectors (float32[n, dim] each) row after row; writes them to `path`, synced.
 
     Raises:
         OSError: the file cannot be written.
     """
     index = _empty_index(codebook.content)
-    for chunk in chunks:
-        for first in range(0, len(chunk), _ENCODE_ROWS):
-            index.add(pad(chunk[first : first + _ENCODE_ROWS], index.d))
+    _add(index, chunks)
     return _write(index, path)
+
+
+def write_flat(
+    path: Path, codebook: Codebook, chunks: Iterable[Matrix], before: SegmentIndex | None = None
+) -> storage_pb2.FileEntry:
+    """The same without lists; see `SegmentIndex.flat`."""
+    # FAISS's quantizer is emptied before an index is written, so a copy is: `before` is being searched.
+    return _write(SegmentIndex.flat(codebook, chunks, before)._index, path)
 
 
 def concatenate(path: Path, codebook: Codebook, sources: list[Path]) -> storage_pb2.FileEntry | None:
@@ -347,87 +393,3 @@ def _write(index: Any, path: Path) -> storage_pb2.FileEntry:
         faiss.write_index(index, faiss.PyCallbackIOWriter(output.write, _WRITE_BYTES))
         output.write(files.header(_INDEX, int(index.d), int(index.ntotal)))
         return output.finish()
-
-
-def nearest_rows(
-    queries: Matrix,
-    vectors: Matrix,
-    k: int,
-    metric: int,
-    live: LiveRows,
-    check: Callable[[], None] = lambda: None,
-) -> tuple[NDArray[np.float32], Rows]:
-    """Compares every live row. Under COSINE both sides must be normalised.
-
-    Args:
-        queries: float32[nq, dim].
-        vectors: float32[n, dim], C-contiguous; may be mapped memory.
-        k: rows a query.
-        metric: `Metric` number.
-        live: n rows.
-        check: called between calls of FAISS; raises to end the search.
-
-    Returns:
-        float32[nq, k] squared L2 or inner product, and int64[nq, k] rows; -1 where none is left.
-    """
-    nq, n = len(queries), len(vectors)
-    distances = np.empty((nq, k), np.float32)
-    rows = np.full((nq, k), -1, np.int64)
-    if n == 0 or live.live == 0:
-        return distances, rows
-    selector = None if live.bits is None else faiss.IDSelectorBitmap(live.bits)
-    queries = np.ascontiguousarray(queries)
-    for first in range(0, nq, _EXACT_QUERIES_PER_CALL):
-        check()
-        last = min(nq, first + _EXACT_QUERIES_PER_CALL)
-        arguments = (
-            faiss.swig_ptr(queries[first:last]),
-            faiss.swig_ptr(vectors),
-            queries.shape[1],
-            last - first,
-            n,
-            k,
-            faiss.swig_ptr(distances[first:last]),
-            faiss.swig_ptr(rows[first:last]),
-        )
-        if metric == types_pb2.METRIC_L2:
-            faiss.knn_L2sqr(*arguments, None, selector)
-        else:
-            faiss.knn_inner_product(*arguments, selector)
-    return distances, rows
-
-
-def compare_rows(
-    queries: Matrix, vectors: Matrix, rows: Rows, metric: int, check: Callable[[], None] = lambda: None
-) -> NDArray[np.float32]:
-    """Compares each query with the rows chosen for it, in place.
-
-    Args:
-        queries: float32[nq, dim].
-        vectors: float32[n, dim], C-contiguous; may be mapped memory.
-        rows: int64[nq, r]; -1 is passed over.
-        metric: `Metric` number.
-        check: called between calls of FAISS, each of bounded length; raises to end the search.
-
-    Returns:
-        float32[nq, r]: squared L2 or inner product; undefined where the row is -1.
-    """
-    nq, r = rows.shape
-    result = np.zeros((nq, r), np.float32)
-    rows = np.ascontiguousarray(rows)
-    queries = np.ascontiguousarray(queries)
-    compare = faiss.fvec_L2sqr_by_idx if metric == types_pb2.METRIC_L2 else faiss.fvec_inner_products_by_idx
-    step = max(1, _VALUES_PER_CALL // max(1, r * queries.shape[1]))
-    for first in range(0, nq, step):
-        check()
-        last = min(nq, first + step)
-        compare(
-            faiss.swig_ptr(result[first:last]),
-            faiss.swig_ptr(queries[first:last]),
-            faiss.swig_ptr(vectors),
-            faiss.swig_ptr(rows[first:last]),
-            queries.shape[1],
-            last - first,
-            r,
-        )
-    return result

@@ -51,7 +51,10 @@ class EngineMemory:
         upserts = [mutation.upsert for mutation in mutations if mutation.WhichOneof("kind") == "upsert"]
         rows = sum(len(upsert.ids) for upsert in upserts)
         payload_bytes = sum(len(payload) for upsert in upserts for payload in upsert.payloads)
-        with self.ledger.reserving(BUFFERS, state.active.growth(rows, payload_bytes) if rows else 0):
+        codebook = state.codebook
+        code_bytes = codebook.code_bytes if codebook is not None and codebook.codes_alone else 0
+        size = state.active.growth(rows, payload_bytes, code_bytes) if rows else 0
+        with self.ledger.reserving(BUFFERS, size):
             yield
             self.write_down(state)
 

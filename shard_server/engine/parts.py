@@ -20,7 +20,7 @@ from shard_server.engine.raw_vectors import RawVectors
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Part:
-    """Rows that can be found: of a segment or of a buffer."""
+    """Rows that can be found: of a segment, or those of a buffer that have codes, or those that have none yet."""
 
     first: int
     """The number of its first row in the view."""
@@ -30,10 +30,12 @@ class Part:
     ids_of: Callable[[NDArray[np.int64]], list[bytes]]
     prepared: Callable[[slice | NDArray[np.int64]], NDArray[np.float32]]
     """Rows as the metric compares them."""
+    comparable: NDArray[np.float32] | RawVectors
+    """float32[rows, dim]: all rows in place, as the metric compares them but for `lengths`."""
     lengths: NDArray[np.float32] | None = None
-    """float32[rows] norms, of a segment under COSINE."""
+    """float32[rows] norms, of a segment under COSINE: `comparable` is raw there."""
     index: SegmentIndex | None = None
-    """Of an encoded segment."""
+    """The codes of all rows, where they have some."""
     codebook_version: int = 0
     """What `index` is encoded with."""
     passing: Passing | None = None

@@ -142,9 +142,9 @@ class Replica:
                     state.store.append(entries, term_changed=term != self.term)
                     lap("sync")
                     self.term = term
-                    with state.lock:
-                        applied = state.apply(entries)
-                        state.publish()
+                    applied = state.apply(entries)
+                    state.encode_buffer()
+                    state.publish()
                     lap("apply")
                 except Exception as error:
                     # The log may have the writes, memory half of them: only opening again, which replays, is sound.

@@ -1,7 +1,8 @@
 """The search over one view of a replica.
 
-1. Candidates: encoded segments through their IVF-PQ codes (each query assigned to lists once per codebook), the rest
-   (buffers, segments without codes, everything when `exact` or when a filter leaves little) by comparing every row.
+1. Candidates: rows with codes through these (each query assigned to lists once per codebook; young segments and buffers have no
+   lists, and all their codes are read), the rest (the newest rows of buffers, segments without codes, everything when `exact`
+   or when a filter leaves little) by comparing every row.
 2. The candidates of the codes are compared again on raw vectors, in float32.
 3. The best k and some spare ones are scored in float64 and put in their final order (see `ranking`).
 4. When `exact`, queries of which a row beyond the spare ones may be among the best are compared in float64 (see `exhaustive`).
@@ -19,7 +20,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from shard_server.engine import exhaustive, index, probing, scoring
+from shard_server.engine import comparing, exhaustive, index, probing, scoring
 from shard_server.engine.bitmap import LiveRows
 from shard_server.engine.parts import Part
 from shard_server.engine.ranking import Candidates, Found, rank, smallest
@@ -31,6 +32,9 @@ from vectorfleet.v1 import types_pb2
 
 _SPARE: Final = 8
 """Candidates beyond k that the float64 pass sees, at least: float32 rounding near the k-th place must not decide."""
+_CANDIDATES_MIN: Final = 100
+"""Candidates of the codes, where the caller does not say how many: near copies have the same codes, and who looks for a vector
+that is there, or for a copy of it, asks for one hit."""
 _BLOCK_BYTES: Final = 64 << 20
 _CANDIDATE_BYTES: Final = 64
 """A candidate's key and row, and their copies on the way to the final order."""
@@ -43,6 +47,7 @@ FILTERED_EXACT_BYTES: Final = 8 << 20
 _FILTERED_LISTS: Final = 2
 """Times as many lists are visited under a filter by default: what passes may be far, and is then spread over more of them."""
 _WIDEN: Final = 4
+_NO_LISTS: Final = np.empty((0, 0), np.int64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +99,10 @@ class _Plan:
         every_row = options.exact or _few_pass(view, dim)
         ways = ((), view.parts.each) if every_row else (view.encoded, view.bare)
         wanted = options.k + max(_SPARE, options.k // 8)
-        oversample = options.oversample or OVERSAMPLE_DEFAULT
-        wanted_of_codes = max(wanted, min(int(options.k * oversample), CANDIDATES_MAX) + _SPARE)
+        asked = int(options.k * (options.oversample or OVERSAMPLE_DEFAULT))
+        if not options.oversample:
+            asked = max(asked, _CANDIDATES_MIN)
+        wanted_of_codes = max(wanted, min(asked, CANDIDATES_MAX) + _SPARE)
         return cls(view, *ways, options, metric, wanted, wanted_of_codes, check, lap)
 
     def queries_per_block(self) -> int:
@@ -182,7 +189,9 @@ def _vectors(view: View, rows: NDArray[np.int64], dim: int) -> NDArray[np.float3
 
 
 def _few_pass(view: View, dim: int) -> bool:
-    return view.narrowed and sum(part.live.live for part in view.segments) * 4 * dim <= FILTERED_EXACT_BYTES
+    if not view.narrowed:
+        return False
+    return sum(part.live.live for part in view.parts.each if part.index is not None) * 4 * dim <= FILTERED_EXACT_BYTES
 
 
 def _compare_all(plan: _Plan, part: Part, prepared: NDArray[np.float32]) -> Candidates:
@@ -192,13 +201,13 @@ def _compare_all(plan: _Plan, part: Part, prepared: NDArray[np.float32]) -> Cand
         return _compare_gathered(plan, part, prepared)
     keys = np.empty((len(prepared), 0), np.float32)
     rows = np.empty((len(prepared), 0), np.int64)
-    step = index.rows_per_step(prepared.shape[1])
+    step = comparing.rows_per_step(prepared.shape[1])
     for first in range(0, part.rows, step):
         last = min(part.rows, first + step)
         live = part.live.between(first, last)
         if not live.live:
             continue
-        distances, found = index.nearest_rows(
+        distances, found = comparing.nearest_rows(
             prepared, part.prepared(slice(first, last)), min(wanted, live.live), metric, live, plan.check
         )
         absent = found < 0
@@ -216,10 +225,10 @@ def _compare_gathered(plan: _Plan, part: Part, prepared: NDArray[np.float32]) ->
     keys = np.empty((len(prepared), 0), np.float32)
     rows = np.empty((len(prepared), 0), np.int64)
     alive = part.live.live_rows()
-    step = index.rows_per_step(prepared.shape[1])
+    step = comparing.rows_per_step(prepared.shape[1])
     for first in range(0, len(alive), step):
         some = alive[first : first + step]
-        distances, found = index.nearest_rows(
+        distances, found = comparing.nearest_rows(
             prepared, part.prepared(some), min(wanted, len(some)), metric, LiveRows.all_of(len(some)), plan.check
         )
         keys = np.concatenate((keys, scoring.ascending_key(distances, metric)), axis=1)
@@ -230,7 +239,15 @@ def _compare_gathered(plan: _Plan, part: Part, prepared: NDArray[np.float32]) ->
 
 
 def _scan(plan: _Plan, group: Encoded, prepared: NDArray[np.float32]) -> list[Candidates]:
-    """Candidates of the segments of one codebook: at least k for each query, where so many rows may be found."""
+    """Candidates of the codes of one codebook: at least k for each query, where so many rows may be found."""
+    if not group.flat:
+        return _visit_lists(plan, group, prepared)
+    scanned = [_read_codes(plan, part, prepared, _NO_LISTS) for part in group.flat]
+    plan.lap("scan")
+    return scanned + _visit_lists(plan, group, prepared) if group.listed else scanned
+
+
+def _visit_lists(plan: _Plan, group: Encoded, prepared: NDArray[np.float32]) -> list[Candidates]:
     wanted, codebook, filtered = plan.wanted_of_codes, group.codebook, plan.view.narrowed
     nprobe = plan.options.nprobe or codebook.default_nprobe * (_FILTERED_LISTS if filtered else 1)
     visit = probing.rows_to_visit(wanted, group.live, nprobe, codebook.nlist)
@@ -246,14 +263,10 @@ def _scan(plan: _Plan, group: Encoded, prepared: NDArray[np.float32]) -> list[Ca
         plan.lap("lists")
         scanned = []
         found = np.zeros(len(prepared), np.int64)
-        for part in group.parts:
-            assert part.index is not None
-            distances, rows = part.index.scan(prepared, lists, min(wanted, part.live.live), part.live, plan.check)
-            keys = scoring.ascending_key(distances, plan.metric)
-            absent = rows < 0
-            keys[absent] = np.inf
-            found += rows.shape[1] - absent.sum(axis=1)
-            scanned.append(Candidates(part, keys, rows))
+        for part in group.listed:
+            candidates = _read_codes(plan, part, prepared, lists)
+            found += (candidates.rows >= 0).sum(axis=1)
+            scanned.append(candidates)
         plan.lap("scan")
         everywhere = per_list is not None and visit >= int(per_list.sum())
         if everywhere or int(found.min()) >= min(plan.options.k, group.live):
@@ -266,9 +279,18 @@ def _scan(plan: _Plan, group: Encoded, prepared: NDArray[np.float32]) -> list[Ca
         lists = probing.nearest_lists(codebook, prepared, per_list, visit, nprobe)
 
 
+def _read_codes(plan: _Plan, part: Part, prepared: NDArray[np.float32], lists: index.Rows) -> Candidates:
+    assert part.index is not None
+    wanted = min(plan.wanted_of_codes, part.live.live)
+    distances, rows = part.index.scan(prepared, lists, wanted, part.live, plan.check)
+    keys = scoring.ascending_key(distances, plan.metric)
+    keys[rows < 0] = np.inf
+    return Candidates(part, keys, rows)
+
+
 def _rows_per_list(group: Encoded) -> NDArray[np.int64]:
     counts = []
-    for part in group.parts:
+    for part in group.listed:
         assert part.index is not None
         if part.passing is None:
             counts.append(part.index.rows_per_list(None))
@@ -290,10 +312,10 @@ def _best_of_all(scanned: list[Candidates], wanted: int) -> list[Candidates]:
 
 def _compare_again(plan: _Plan, candidates: Candidates, prepared: NDArray[np.float32]) -> Candidates:
     part, rows = candidates.part, candidates.rows
-    assert isinstance(part.vectors, RawVectors), "codes are of segments"
-    # FAISS reads the rows through the mapping: here they are verified.
-    vectors = part.vectors.holding(rows, plan.check)
-    scores = index.compare_rows(prepared, vectors, rows, plan.metric, plan.check)
+    vectors = part.comparable
+    if isinstance(vectors, RawVectors):  # FAISS reads the rows through the mapping: here they are verified
+        vectors = vectors.holding(rows, plan.check)
+    scores = comparing.compare_rows(prepared, vectors, rows, plan.metric, plan.check)
     if part.lengths is not None:
         lengths = part.lengths[np.maximum(rows, 0)]
         scores = np.divide(scores, lengths, out=np.zeros_like(scores), where=lengths > 0)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from shard_server.engine import segment
 from shard_server.engine.bitmap import LiveRows
-from shard_server.engine.buffer import Buffer
+from shard_server.engine.buffer import Buffer, encoded
 from shard_server.engine.index import Codebook
 from shard_server.engine.store import Batch, Store
 from shard_server.engine.view import SegmentView, View
@@ -131,6 +131,21 @@ class ReplicaState:
             batch.put_applied(self.applied)
             batch.write(sync=False)
             return outcomes
+
+    def encode_buffer(self) -> None:
+        """Gives the newest rows codes, where enough of them have none; `publish` makes them seen. For the one who applies.
+
+        Searches would otherwise compare these rows one by one. The codes are made without the lock.
+        """
+        with self.lock:
+            buffer, codebook = self.active, self.codebook
+            view = buffer.view()
+        codes = None if codebook is None else encoded(view, codebook)
+        if codes is not None:
+            with self.lock:
+                buffer.codes = codes
+                # It may have been let go meanwhile, with the segments of that version.
+                self.codebooks = {**self.codebooks, codes.codebook.version: codes.codebook}
 
     def restore(self, entry: storage_pb2.LogEntry) -> None:
         """Puts the rows of an entry back into the buffer; its other effects are in the store already."""
@@ -304,6 +319,8 @@ class ReplicaState:
         self.manifest = manifest
         self.segments = tuple(segments)
         used = {part.segment.codebook_version for part in self.segments}
+        buffers = [buffer for buffer in (self.frozen, self.active) if buffer is not None]
+        used |= {buffer.codes.codebook.version for buffer in buffers if buffer.codes is not None}
         # The new segment's may have been let go meanwhile, when nothing was encoded with it.
         known = self.codebooks if codebook is None else {**self.codebooks, codebook.version: codebook}
         self.codebooks = {version: one for version, one in known.items() if version in used or one is self.codebook}

@@ -38,6 +38,9 @@ from vectorfleet.ledger import Ledger
 
 ENCODE_ROWS_MIN: Final = 1024
 """A segment of fewer rows is searched exactly: visiting its lists would cost more than reading it."""
+LIST_ROWS_MIN: Final = 32_768
+"""While writes go on, a segment of fewer rows gets no lists: to read all its codes costs a search no more than to visit lists,
+and to find each row's list costs as much as all else of a write together. In a pause it gets them."""
 SPARE_BYTES_MAX: Final = 1 << 20
 """What a store at rest may hold for nothing; of what its points take, `DEAD_SHARE_MAX` if that is more."""
 TIDY_PAUSE_S: Final = 5.0
@@ -108,10 +111,14 @@ class Upkeep:
         if self._verifying is not None and now_s >= self._verify_at_s:
             self._verify(self._verifying, now_s)
             return True
-        chosen = self._merge_due(idle=idle)
-        if chosen and self._verifying is None and self._merge_within_memory(chosen):
+        # In a pause lists come first: a merge joins those of its segments only where all have some.
+        unlisted = self._listing_due(idle=True) if idle else None
+        if unlisted is not None and self._encode_within_memory(unlisted):
             return True
-        stale = self._encode_due()
+        chosen = self._merge_due(idle=idle)
+        if chosen and self._verifying is None and self._merge_within_memory(chosen, idle=idle):
+            return True
+        stale = self._encode_due(idle=False)
         if stale is not None and self._encode_within_memory(stale):
             return True
         return idle and self._tidy(now_s)
@@ -121,7 +128,7 @@ class Upkeep:
         """Whether nothing is left to do, as long as no write comes."""
         with self._state.lock:
             empty = self._state.frozen is None and self._state.active.rows == 0
-        return empty and not self._merge_due(idle=True) and self._encode_due() is None
+        return empty and not self._merge_due(idle=True) and self._encode_due(idle=True) is None
 
     def _is_idle(self, now_s: float) -> bool:
         seqno, since_s = self._quiet_since
@@ -152,11 +159,15 @@ class Upkeep:
         rows = view.live.live_rows()
         built = codebook = None
         if len(rows):
-            # While writes outrun sealing, nothing is encoded.
-            hurry = self._state.active.rows >= self._settings.seal_points
-            codebook = None if hurry else self._codebook_for(len(rows))
-            source = segment.Source(view.vectors, rows, Ids.of(view.ids), view.terms.of_rows(len(view.vectors)))
-            built = self._write([source], codebook)
+            codebook = self._codebook_for(len(rows))
+            flat = codebook is not None and codebook.codes_alone
+            # While writes outrun sealing, nothing is encoded that costs more than to write it.
+            if not flat and self._state.active.rows >= self._settings.seal_points:
+                codebook = None
+            codes = view.codes.index if view.codes is not None and view.codes.codebook is codebook else None
+            terms = view.terms.of_rows(len(view.vectors))
+            source = segment.Source(view.vectors, rows, Ids.of(view.ids), terms, codes)
+            built = self._write([source], codebook, flat=flat)
         self._state.install(built, codebook, sealed=rows)
 
     # ------------------------------------------------------------------ verifying
@@ -232,7 +243,7 @@ class Upkeep:
         rows_max = max(seal_points, self._settings.segment_bytes_max // (4 * self._state.identity.dim))
         return compaction.segments_to_merge(sizes, idle=idle, rows_at_sealing=seal_points, rows_max=rows_max)
 
-    def _merge_within_memory(self, numbers: Sequence[int]) -> bool:
+    def _merge_within_memory(self, numbers: Sequence[int], *, idle: bool) -> bool:
         """Merges all of these segments, else the two smallest of them, else none; returns whether it did."""
         segments = {part.segment.number: part.segment for part in self._state.segments}
         by_size = sorted(numbers, key=lambda number: segments[number].rows)
@@ -241,7 +252,7 @@ class Upkeep:
             sizes = [self._index_bytes(segments[number].rows) for number in fewer]
             with self._room(MERGING, sum(sizes) + max(sizes)) as granted:
                 if granted:
-                    self._merge(fewer)
+                    self._merge(fewer, idle=idle)
                     return True
         return False
 
@@ -263,13 +274,14 @@ class Upkeep:
         codebook = self._codebook_for(rows)
         return 0 if codebook is None else rows * (codebook.m + 8)
 
-    def _merge(self, numbers: Sequence[int]) -> None:
+    def _merge(self, numbers: Sequence[int], *, idle: bool) -> None:
         chosen = [part for part in self._state.segments if part.segment.number in numbers]
-        codebook = self._codebook_for(sum(part.live.live for part in chosen))
+        rows = sum(part.live.live for part in chosen)
+        codebook = self._codebook_for(rows)
         joinable = (
             codebook is not None
             and len(chosen) > 1
-            and all(part.segment.codebook_version == codebook.version for part in chosen)
+            and all(part.segment.codebook_version == codebook.version and part.segment.has_lists for part in chosen)
             and all(part.live.dead <= compaction.DEAD_SHARE_MAX / 2 * part.segment.rows for part in chosen)
         )
         # Joining encoded lists keeps row numbers, dead rows included; encoding again drops the dead ones.
@@ -285,7 +297,9 @@ class Upkeep:
         built = None
         if any(len(source.rows) for source in sources):
             self._require_room(sum(part.segment.disk_bytes for part in chosen))
-            built = self._write(sources, codebook, [part.segment.index_path for part in chosen] if joinable else [])
+            paths = [part.segment.index_path for part in chosen] if joinable else []
+            flat = codebook is not None and codebook.codes_alone and rows < LIST_ROWS_MIN and not (idle or joinable)
+            built = self._write(sources, codebook, paths, flat=flat)
         self._state.install(built, codebook, merged=list(zip(chosen, sources, strict=True)))
         for part in chosen:
             # Searches that still read it keep its mappings; the names can go.
@@ -294,7 +308,8 @@ class Upkeep:
 
     # ------------------------------------------------------------------ encoding
 
-    def _encode_due(self) -> segment.Segment | None:
+    def _encode_due(self, *, idle: bool) -> segment.Segment | None:
+        """The segment to be encoded next: the largest that has no codes under the current codebook, or wants lists."""
         codebook = self._state.codebook
         if codebook is None:
             return None
@@ -303,7 +318,20 @@ class Upkeep:
             for part in self._state.segments
             if part.segment.codebook_version != codebook.version and part.segment.rows >= ENCODE_ROWS_MIN
         ]
-        return max(stale, key=lambda one: one.rows, default=None)
+        return max(stale, key=lambda one: one.rows, default=self._listing_due(idle=idle))
+
+    def _listing_due(self, *, idle: bool) -> segment.Segment | None:
+        codebook = self._state.codebook
+        if codebook is None or codebook.nlist == 1:
+            return None
+        unlisted = [
+            part.segment
+            for part in self._state.segments
+            if part.segment.codebook_version == codebook.version
+            and not part.segment.has_lists
+            and (idle or part.segment.rows >= LIST_ROWS_MIN)
+        ]
+        return max(unlisted, key=lambda one: one.rows, default=None)
 
     def _encode_within_memory(self, stale: segment.Segment) -> bool:
         with self._room(ENCODING, self._index_bytes(stale.rows)) as granted:
@@ -325,7 +353,7 @@ class Upkeep:
     @staticmethod
     def _attached(stale: segment.Segment, codebook: Codebook) -> segment.Segment | None:
         """With the index that it has on disk, where that is of this codebook and whole."""
-        if stale.entry.codebook_version != codebook.version:
+        if stale.entry.codebook_version != codebook.version or stale.index is not None:
             return None
         try:
             return segment.attach_index(stale)
@@ -348,11 +376,16 @@ class Upkeep:
         return None if rows < ENCODE_ROWS_MIN else self._state.codebook
 
     def _write(
-        self, sources: Sequence[segment.Source], codebook: Codebook | None, joinable: Sequence[Path] = ()
+        self,
+        sources: Sequence[segment.Source],
+        codebook: Codebook | None,
+        joinable: Sequence[Path] = (),
+        *,
+        flat: bool = False,
     ) -> segment.Segment:
         identity, number = self._state.identity, self._state.new_number()
         entry = segment.write_segment(
-            self._directory, number, sources, identity.dim, identity.metric, codebook, joinable
+            self._directory, number, sources, identity.dim, identity.metric, codebook, joinable, flat=flat
         )
         place = self._directory / str(number)
         try:

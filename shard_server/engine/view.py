@@ -1,13 +1,13 @@
 """What a search sees: an immutable snapshot of a replica, replaced whole after every write and every change of segments.
 
 Invariant: each live id stands in exactly one live row of exactly one segment or buffer of a view, and `points` holds
-just the live ids; `codebooks` has that of every encoded segment. A reader takes the current view once and needs no lock
+just the live ids; `codebooks` has that of every code. A reader takes the current view once and needs no lock
 after that. A filter narrows a view to the rows that pass it; it is then searched like any other.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -45,8 +45,19 @@ class Encoded:
 
     codebook: Codebook
     parts: tuple[Part, ...]
+    flat: tuple[Part, ...]
+    """Those whose codes are all read."""
+    listed: tuple[Part, ...]
+    """Those of which a query visits some lists."""
     live: int
-    """Live rows of them."""
+    """Live rows of `listed`."""
+
+    @classmethod
+    def of(cls, codebook: Codebook, parts: Sequence[Part]) -> Encoded:
+        """Tells apart those without lists."""
+        flat = tuple(part for part in parts if part.index is not None and part.index.is_flat)
+        listed = tuple(part for part in parts if part not in flat)
+        return cls(codebook, flat + listed, flat, listed, sum(part.live.live for part in listed))
 
 
 @dataclass(frozen=True)
@@ -59,7 +70,7 @@ class View:
     """The buffers being sealed, then the one that takes writes."""
     points: PointsSnapshot
     codebooks: Mapping[int, Codebook]
-    """By version: at least those that `segments` are encoded with."""
+    """By version: at least those that `segments` and `buffers` are encoded with."""
 
     narrowed: bool = False
     """Whether a filter has taken rows away."""
@@ -71,17 +82,17 @@ class View:
 
     @cached_property
     def parts(self) -> Parts:
-        """The segments with live rows, then the buffers with live rows."""
-        parts, first = [], 0
+        """The segments, then the buffers, of these the rows with codes before those without; as far as any live."""
+        parts: list[Part] = []
+        first = 0
         for piece in self.segments:
             held = piece.segment
             if piece.live.live:
-                rows = held.vectors, piece.live, held.ids.many, held.prepared, held.lengths
+                rows = held.vectors, piece.live, held.ids.many, held.prepared, held.vectors, held.lengths
                 parts.append(Part(first, *rows, held.index, held.codebook_version, piece.passing))
             first += piece.live.rows
         for buffer in self.buffers:
-            if buffer.live.live:
-                parts.append(Part(first, buffer.vectors, buffer.live, buffer.ids_of, buffer.prepared_rows))
+            parts += _pieces(buffer, first)
             first += buffer.live.rows
         return Parts(parts)
 
@@ -92,10 +103,7 @@ class View:
         for part in self.parts.each:
             if part.index is not None:
                 by_version.setdefault(part.codebook_version, []).append(part)
-        return tuple(
-            Encoded(self.codebooks[version], tuple(parts), sum(part.live.live for part in parts))
-            for version, parts in sorted(by_version.items())
-        )
+        return tuple(Encoded.of(self.codebooks[version], parts) for version, parts in sorted(by_version.items()))
 
     @cached_property
     def bare(self) -> tuple[Part, ...]:
@@ -129,3 +137,18 @@ class View:
             for position, vector in zip(np.asarray(missing)[here], part.segment.vectors[rows[here]], strict=True):
                 found[position] = vector
         return found
+
+
+def _pieces(buffer: BufferView, first: int) -> Iterator[Part]:
+    """The rows of a buffer that have codes, and those that have none, as far as any live; its first is `first` in the view."""
+    codes = buffer.codes
+    coded = 0 if codes is None else codes.index.rows
+    if codes is not None and (live := buffer.live.between(0, coded)).live:
+        vectors, prepared = buffer.vectors[:coded], buffer.prepared[:coded]
+        rows = first, vectors, live, buffer.ids_of, prepared.__getitem__, prepared, None
+        yield Part(*rows, codes.index, codes.codebook.version)
+    if (live := buffer.live.between(coded, buffer.live.rows)).live:
+        vectors, prepared = buffer.vectors[coded:], buffer.prepared[coded:]
+        yield Part(
+            first + coded, vectors, live, lambda rows: buffer.ids_of(rows + coded), prepared.__getitem__, prepared
+        )

@@ -34,7 +34,9 @@ from vectorfleet.cli.readers import read_vectors
 )
 @click.option("-k", type=click.IntRange(1), default=limits.K_DEFAULT, show_default=True, help="Hits for each query.")
 @click.option("--nprobe", type=click.IntRange(0), default=0, help="Inverted lists to visit. [default: automatic]")
-@click.option("--oversample", type=float, default=0.0, help="Candidates compared exactly, times k. [default: 10]")
+@click.option(
+    "--oversample", type=float, default=0.0, help="Candidates compared exactly, times k. [default: 10, at least 100]"
+)
 @click.option("--exact", is_flag=True, help="Compare every vector: slow, and nothing is missed.")
 @click.option(
     "--filter", "filter", metavar="JSON", help='Only points that pass: \'{"lang": "en", "price": {"$lt": 10}}\'.'

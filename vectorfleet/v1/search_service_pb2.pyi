@@ -67,7 +67,7 @@ class SearchParams(_message.Message):
     With a filter: lists that hold points which pass it, and more where these hold a small share of those points.
     """
     oversample: _builtins.float
-    """OPTIONAL. Candidates compared again on raw vectors, as a multiple of k, 1 to 1,000. Zero: 10."""
+    """OPTIONAL. Candidates compared again on raw vectors, as a multiple of k, 1 to 1,000. Zero: 10, and 100 candidates at least."""
     exact: _builtins.bool
     """OPTIONAL. True: compare every vector. Slow, and recall is 1."""
     def __init__(

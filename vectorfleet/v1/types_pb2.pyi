@@ -224,7 +224,7 @@ class IndexProgress(_message.Message):
     indexed_points: _builtins.int
     """Live points that sit in sealed segments encoded with the current codebook (all sealed points where none is needed)."""
     buffered_points: _builtins.int
-    """Points in buffers: searchable (exactly), durable, not sealed yet."""
+    """Points in buffers: searchable, durable, not sealed yet."""
     segments: _builtins.int
     tombstones: _builtins.int
     """Rows of deleted or overwritten points that compaction has not dropped yet."""

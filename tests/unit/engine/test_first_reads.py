@@ -226,8 +226,8 @@ def test_a_new_segment_is_read_back_before_it_counts(
     replica.commit([upsert({f"new-{row}": vector for row, vector in enumerate(VECTORS[:2000])})], term=2)
     real = segment.write_segment
 
-    def spoilt(directory: Path, number: int, *arguments: object) -> object:
-        entry = real(directory, number, *arguments)  # type: ignore[arg-type]
+    def spoilt(directory: Path, number: int, *arguments: object, **options: object) -> object:
+        entry = real(directory, number, *arguments, **options)  # type: ignore[arg-type]
         path = directory / str(number) / "vectors"
         content = bytearray(path.read_bytes())
         content[-3] ^= 0x08

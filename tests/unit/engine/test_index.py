@@ -39,7 +39,7 @@ def test_joined_segments_answer_as_encoded_ones(tmp_path: Path, kind: int, first
         return
     lists = codebook.assign(vectors[:50], 1)
     answers = [
-        index.SegmentIndex(tmp_path / name).scan(vectors[:50], lists, 20, LiveRows.all_of(1200))
+        index.SegmentIndex.mapped(tmp_path / name).scan(vectors[:50], lists, 20, LiveRows.all_of(1200))
         for name in ("joined", "whole")
     ]
     np.testing.assert_array_equal(answers[0][1], answers[1][1])
@@ -71,7 +71,7 @@ def test_recall_of_the_defaults_under_inner_product(
     index.encode(tmp_path / "index", codebook, [base])
     lists = codebook.assign(queries, codebook.default_nprobe)
     wanted = int(10 * OVERSAMPLE_DEFAULT)
-    _, found = index.SegmentIndex(tmp_path / "index").scan(queries, lists, wanted, LiveRows.all_of(len(base)))
+    _, found = index.SegmentIndex.mapped(tmp_path / "index").scan(queries, lists, wanted, LiveRows.all_of(len(base)))
     nearest = np.argsort(-(queries @ base.T), axis=1)[:, :10]
     recall = np.mean([len(set(line) & set(truth)) / 10 for line, truth in zip(found, nearest, strict=True)])
     assert recall >= 0.95
@@ -86,7 +86,7 @@ def test_each_query_by_itself_finds_what_all_at_once_do(tmp_path: Path, metric: 
     )
     codebook = index.Codebook.load(content, 1)
     index.encode(tmp_path / "index", codebook, [base])
-    encoded = index.SegmentIndex(tmp_path / "index")
+    encoded = index.SegmentIndex.mapped(tmp_path / "index")
     live = LiveRows.all_of(len(base)).without(np.arange(dead))
     ours, _ = encoded.scan(queries, codebook.assign(queries, 9), 40, live)
     encoded._index.implem = 0  # FAISS's choice

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from numpy.typing import NDArray
 
-from shard_server.engine import search
+from shard_server.engine import buffer, search
 from shard_server.engine.index import Codebook, train_codebook
 from shard_server.engine.replica import Replica
 from shard_server.engine.upkeep import EngineSettings
@@ -47,6 +47,8 @@ class Model(RuleBasedStateMachine):
     @initialize(metric=st.sampled_from(METRICS))
     def begin(self, metric: int) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="vectorfleet-model-"))
+        self.patch = pytest.MonkeyPatch()
+        self.patch.setattr(buffer, "_CODED_STEP", 32)  # buffers as small as ours get codes, too
         self.identity = identity(DIM, metric)
         self.settings = EngineSettings(seal_points=16, seal_age_s=5.0, idle_s=1.0)
         self.now_s = 0.0
@@ -55,6 +57,7 @@ class Model(RuleBasedStateMachine):
         self.replica = Replica.open(self.folder, self.identity, self.settings)
 
     def teardown(self) -> None:
+        self.patch.undo()
         self.replica.close()
         shutil.rmtree(self.folder)
 

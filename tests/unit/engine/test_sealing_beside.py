@@ -15,6 +15,7 @@ from shard_server.engine.upkeep import EngineSettings
 from tests.unit.engine.conftest import OpenReplica, codebook_for, delete, settle, upsert
 from tests.unit.engine.test_replica import vectors
 from vectorfleet.errors import ResourceExhausted
+from vectorfleet.v1 import types_pb2
 
 TIMEOUT_S = 30.0
 
@@ -26,11 +27,11 @@ def held_while_writing(work: Callable[[], object]) -> Iterator[None]:
     failures: list[BaseException] = []
     write = segment.write_segment
 
-    def waiting(*args: object) -> object:
+    def waiting(*args: object, **kwargs: object) -> object:
         if threading.current_thread() is thread:
             begun.set()
             assert go.wait(TIMEOUT_S)
-        return write(*args)  # type: ignore[arg-type]
+        return write(*args, **kwargs)  # type: ignore[arg-type]
 
     def run() -> None:
         try:
@@ -84,7 +85,8 @@ def test_a_buffer_is_sealed_while_segments_are_merged(open_replica: OpenReplica)
 def test_a_segment_sealed_with_the_last_codebook_finds_it_when_all_others_have_the_next(
     open_replica: OpenReplica,
 ) -> None:
-    replica = open_replica(settings=EngineSettings(seal_points=1024))
+    # Of a kind whose buffers have no codes: those would keep their codebook.
+    replica = open_replica(settings=EngineSettings(seal_points=1024), kind=types_pb2.INDEX_KIND_IVF_PQ)
     items = list(vectors(2200).items())
     replica.commit([upsert(dict(items[:1100]))], term=1)
     replica.use_codebook(codebook_for(replica))

@@ -7,7 +7,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from shard_server.engine import index
+from shard_server.engine import comparing, index
 from shard_server.engine.upkeep import EngineSettings
 from tests import oracle
 from tests.unit.engine.conftest import OpenReplica, codebook_for, maintain, settle, upsert
@@ -107,8 +107,8 @@ class EnoughError(Exception):
 def test_a_search_ends_at_whatever_step_it_is_told_to(
     open_replica: OpenReplica, monkeypatch: pytest.MonkeyPatch, exact: bool, queries: str, encoded: bool
 ) -> None:
-    monkeypatch.setattr(index, "_EXACT_BYTES_PER_STEP", 256 * 8 * 4)
-    monkeypatch.setattr(index, "_VALUES_PER_CALL", 1)
+    monkeypatch.setattr(comparing, "_EXACT_BYTES_PER_STEP", 256 * 8 * 4)
+    monkeypatch.setattr(comparing, "_VALUES_PER_CALL", 1)
     monkeypatch.setattr(index, "_CODE_BYTES_PER_CALL", 1)
     rng = np.random.default_rng(6)
     replica = open_replica(metric=types_pb2.METRIC_DOT, settings=EngineSettings(seal_points=1100))

@@ -35,7 +35,7 @@ class _SearchStageEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_SearchSta
     SEARCH_STAGE_FILTER: _SearchStage.ValueType  # 2
     """Found the rows that pass the filter."""
     SEARCH_STAGE_COMPARE: _SearchStage.ValueType  # 3
-    """Compared rows one by one: those of buffers; all, where `exact` or where the filter leaves few."""
+    """Compared rows one by one: the newest; all, where `exact` or where the filter leaves few."""
     SEARCH_STAGE_LISTS: _SearchStage.ValueType  # 4
     """Chose inverted lists."""
     SEARCH_STAGE_SCAN: _SearchStage.ValueType  # 5
@@ -58,7 +58,7 @@ SEARCH_STAGE_QUEUE: SearchStage.ValueType  # 1
 SEARCH_STAGE_FILTER: SearchStage.ValueType  # 2
 """Found the rows that pass the filter."""
 SEARCH_STAGE_COMPARE: SearchStage.ValueType  # 3
-"""Compared rows one by one: those of buffers; all, where `exact` or where the filter leaves few."""
+"""Compared rows one by one: the newest; all, where `exact` or where the filter leaves few."""
 SEARCH_STAGE_LISTS: SearchStage.ValueType  # 4
 """Chose inverted lists."""
 SEARCH_STAGE_SCAN: SearchStage.ValueType  # 5
