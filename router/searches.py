@@ -36,6 +36,8 @@ from vectorfleet.v1 import types_pb2
 QUEUED_QUERIES_MAX: Final = 16 * limits.QUERIES_MAX
 MERGE_ON_LOOP_MAX: Final = 20_000
 """Hits that are merged on the event loop; more go to a thread, so that others are not held up."""
+RING_TOGETHER_S: Final = 0.005
+"""Callers whose time is up within so long are settled together: each time costs a look at all, and a merge of a batch."""
 _TOO_LARGE: Final = frozenset({"RESPONSE_TOO_LARGE", "MESSAGE_TOO_LARGE"})
 
 LaneKey: TypeAlias = tuple[str, SearchOptions, tuple[tuple[int, int], ...]]
@@ -245,11 +247,12 @@ class Searches:
     def _ring(self, now_s: float) -> float:
         """Settles the callers whose time is up; returns when that of the next one is."""
         late: dict[_Batch | None, list[_Caller]] = {}
+        soon_s = now_s + RING_TOGETHER_S
         next_s = float("inf")
         for caller in self._callers:
             if caller.share.done():
                 continue
-            if caller.answer_by_s <= now_s:
+            if caller.answer_by_s <= soon_s:
                 late.setdefault(caller.batch, []).append(caller)
             else:
                 next_s = min(next_s, caller.answer_by_s)

@@ -87,7 +87,7 @@ class Shedding(grpc.aio.ServerInterceptor):
         """
         self.delay = LoopDelay()
         self._shed = shed
-        self._throttles: Throttles[str] = Throttles(DOOR_HEADROOM)
+        self._throttles: Throttles[tuple[str, str]] = Throttles(DOOR_HEADROOM)
         """By connection."""
         # Every call passes here: a handler is wrapped once, not once a call.
         self._watched: dict[str, tuple[Handler, Handler]] = {}
@@ -122,16 +122,16 @@ class Shedding(grpc.aio.ServerInterceptor):
         if handler is None or handler.unary_unary is None:
             return handler
         if handler is not known or watched is None:
-            watched = handler._replace(unary_unary=self._watching(handler.unary_unary))  # type: ignore[attr-defined]
+            watched = handler._replace(unary_unary=self._watching(handler.unary_unary, method))  # type: ignore[attr-defined]
             self._watched[method] = handler, watched
         return watched
 
-    def _watching(self, handle: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+    def _watching(self, handle: Callable[..., Awaitable[Any]], method: str) -> Callable[..., Awaitable[Any]]:
         async def run(request: Any, context: Context) -> Any:
             try:
                 return await handle(request, context)
             except grpc.aio.AbortError:
-                self._aborted(context)
+                self._aborted(context, method)
                 raise
 
         return run
@@ -144,7 +144,7 @@ class Shedding(grpc.aio.ServerInterceptor):
         context: Context,
     ) -> AsyncIterator[Any]:
         """Answers a call whose request has not come yet."""
-        refusal = self._refusal(context)
+        refusal = self._refusal(context, details.method)
         if refusal:
             self._shed(_REASON)
             await context.abort(_CODE, refusal, _trailing_metadata(refusal))
@@ -158,22 +158,22 @@ class Shedding(grpc.aio.ServerInterceptor):
                 yield await handler.unary_unary(request, context)
                 return
         except grpc.aio.AbortError:
-            self._aborted(context)
+            self._aborted(context, details.method)
             raise
 
-    def _refusal(self, context: Context) -> str:
+    def _refusal(self, context: Context, method: str) -> str:
         """Why to turn a call away; "": it may come in."""
         if self.delay.behind:
             left_s = context.time_remaining()
             if left_s is not None and self.delay.last_s > SHARE_MAX * left_s:
                 return f"the router is {self.delay.last_s:.1g} s behind, too long for a call with {left_s:.1g} s left"
-        if self._throttles.holds_back(context.peer(), time.monotonic(), random.random()):  # noqa: S311 (no secret)
+        if self._throttles.holds_back((context.peer(), method), time.monotonic(), random.random()):  # noqa: S311 (no secret)
             return _THROTTLED
         return ""
 
-    def _aborted(self, context: Context) -> None:
+    def _aborted(self, context: Context, method: str) -> None:
         if serving.told(context)[1] == _REASON:
-            self._throttles.refused(context.peer(), time.monotonic())
+            self._throttles.refused((context.peer(), method), time.monotonic())
 
 
 @lru_cache(maxsize=128)

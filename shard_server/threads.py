@@ -140,12 +140,17 @@ class WorkPool:
     def _hand_over(self, job: _Job) -> None:
         if self._closed:
             raise RuntimeError(f"the pool of {self.name} threads is closed")
-        self._handed += 1
-        if len(self._threads) < min(self._handed, self._threads_max):
+        if len(self._threads) < min(self._handed + 1, self._threads_max):
             # A daemon: one that is deep in the engine does not hold up the end of the process, which asks `idle`.
             thread = threading.Thread(target=self._serve, name=f"{self.name}_{len(self._threads)}", daemon=True)
-            thread.start()
-            self._threads.append(thread)
+            try:
+                thread.start()
+            except RuntimeError:  # the system gives no more threads at present: those that there are do the work
+                if not self._threads:
+                    raise
+            else:
+                self._threads.append(thread)
+        self._handed += 1
         job.handed_s = time.monotonic()
         self._ahead.add(job)
         self._queue.put(job)
@@ -172,13 +177,13 @@ class WorkPool:
             del job, result, error  # not to be kept until the next one comes
 
     def _came_back(self, job: _Job, result: Any, error: BaseException | None) -> None:
-        self._one_less()
         if job.future.done():
-            return  # nobody waits any more
-        if error is None:
+            pass  # nobody waits any more
+        elif error is None:
             job.future.set_result(result)
         else:
             job.future.set_exception(error)
+        self._one_less()
 
     def _one_less(self) -> None:
         self._handed -= 1

@@ -40,7 +40,7 @@ async def answer_all(
     finished: deque[R | None] = deque()
     news, freed = asyncio.Event(), asyncio.Event()
     unsaid = 0  # questions at work, and answers that wait to be written
-    over = False
+    reading, over = True, False
     tasks: set[asyncio.Task[None]] = set()
 
     async def run(question: Q) -> None:
@@ -53,7 +53,7 @@ async def answer_all(
             tasks.discard(task)
 
     async def read() -> None:
-        nonlocal unsaid, over
+        nonlocal unsaid, reading, over
         try:
             while True:
                 while unsaid >= at_once:
@@ -65,13 +65,17 @@ async def answer_all(
         except StopAsyncIteration:
             pass
         finally:
-            await asyncio.gather(*tasks)
-            over = True
-            news.set()
+            reading = False
+            try:
+                await asyncio.gather(*tasks)
+            finally:
+                over = True
+                news.set()
 
     reader = asyncio.create_task(read())
     stop = asyncio.create_task(stopping.wait())
-    stop.add_done_callback(lambda _: reader.cancel())
+    # Who reads no more waits for what is at work, and that is to be answered.
+    stop.add_done_callback(lambda _: reading and reader.cancel())
     try:
         while finished or not over:
             if not finished:

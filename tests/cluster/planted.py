@@ -63,14 +63,14 @@ def forget_a_tombstone() -> None:
         dead = np.flatnonzero(~part.live.mask())
         return SegmentView(part.segment, LiveRows.all_of(part.segment.rows).without(dead[1:]))
 
-    def forgetful_merge(self: Any, numbers: Sequence[int]) -> None:
+    def forgetful_merge(self: Any, numbers: Sequence[int], *, idle: bool) -> None:
         state = self._state
         with state.lock:
             state.segments = tuple(
                 forgetful(part) if part.segment.number in numbers and part.live.dead else part
                 for part in state.segments
             )
-        merge(self, numbers)
+        merge(self, numbers, idle=idle)
 
     Upkeep._merge = forgetful_merge  # type: ignore[method-assign]
 

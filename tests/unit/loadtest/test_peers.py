@@ -57,6 +57,12 @@ def test_a_worker_builds_and_asks(name: str, folder: Path) -> None:
     np.testing.assert_array_equal(rows[answered], nearest[answered])
 
 
+def the_worker() -> psutil.Process:
+    """The one child beside the tracker that multiprocessing starts with its first process."""
+    (child,) = (one for one in psutil.Process().children() if "resource_tracker" not in " ".join(one.cmdline()))
+    return child
+
+
 @pytest.mark.parametrize("ending", [None, KeyboardInterrupt])
 @pytest.mark.parametrize("name", ["BruteByThreads", "Stubborn"])
 def test_nothing_of_a_worker_stays(
@@ -66,8 +72,7 @@ def test_nothing_of_a_worker_stays(
     living: list[psutil.Process] = []
     with contextlib.suppress(KeyboardInterrupt), worker(entry(name), Path(sys.executable), folder) as session:
         session.do("start", timeout_s=60)
-        (child,) = psutil.Process().children()[-1:]
-        living = family(child.pid)
+        living = family(the_worker().pid)
         assert "sleep" in {process.name() for process in living}
         if ending is not None:
             raise ending
@@ -80,8 +85,7 @@ def test_a_busy_worker_stops_its_store_when_it_is_told(folder: Path, monkeypatch
     monkeypatch.setattr(psutil.Process, "kill", killed.append)
     with worker(entry("Busy"), Path(sys.executable), folder) as session:
         session.do("start", timeout_s=60)
-        (child,) = psutil.Process().children()[-1:]
-        living = family(child.pid)
+        living = family(the_worker().pid)
         with pytest.raises(PeerError, match="no answer to 'build' in time"):
             session.do("build", timeout_s=0.1)
     assert [process for process in living if process.is_running()] == killed == []

@@ -170,3 +170,21 @@ async def test_a_gate_shuts_after_the_last_has_left() -> None:
     gate.leave()
     assert await shutting
     await until(shutting.done, "shut")
+
+
+async def test_threads_that_could_not_be_started_cost_nothing_for_good(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none_left(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    pool = WorkPool("work", threads=2, waiting_max=4)
+    with monkeypatch.context() as without_threads:
+        without_threads.setattr(threading.Thread, "start", none_left)
+        for _ in range(5):
+            with pytest.raises(RuntimeError, match="can't start new thread"):
+                await pool.run(int)
+    assert pool.idle
+    assert await pool.run(int) == 0
+    with monkeypatch.context() as without_threads:
+        without_threads.setattr(threading.Thread, "start", none_left)
+        assert await asyncio.gather(pool.run(int), pool.run(int)) == [0, 0], "the one that there is does the work"
+    pool.close()
