@@ -57,9 +57,10 @@ def test_a_worker_builds_and_asks(name: str, folder: Path) -> None:
     np.testing.assert_array_equal(rows[answered], nearest[answered])
 
 
-def the_worker() -> psutil.Process:
-    """The one child beside the tracker that multiprocessing starts with its first process."""
-    (child,) = (one for one in psutil.Process().children() if "resource_tracker" not in " ".join(one.cmdline()))
+def the_worker(before: list[psutil.Process]) -> psutil.Process:
+    """The child that came since, beside the tracker that multiprocessing starts with its first process."""
+    came = [one for one in psutil.Process().children() if one not in before]
+    (child,) = (one for one in came if "resource_tracker" not in " ".join(one.cmdline()))
     return child
 
 
@@ -69,10 +70,11 @@ def test_nothing_of_a_worker_stays(
     name: str, ending: type[BaseException] | None, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("loadtest.peers.session.STOP_TIMEOUT_S", 20.0 if name == "BruteByThreads" else 2.0)
+    before = psutil.Process().children()
     living: list[psutil.Process] = []
     with contextlib.suppress(KeyboardInterrupt), worker(entry(name), Path(sys.executable), folder) as session:
         session.do("start", timeout_s=60)
-        living = family(the_worker().pid)
+        living = family(the_worker(before).pid)
         assert "sleep" in {process.name() for process in living}
         if ending is not None:
             raise ending
@@ -83,9 +85,10 @@ def test_a_busy_worker_stops_its_store_when_it_is_told(folder: Path, monkeypatch
     monkeypatch.setattr("loadtest.peers.session.IDLE_TIMEOUT_S", 0.1)
     killed: list[psutil.Process] = []
     monkeypatch.setattr(psutil.Process, "kill", killed.append)
+    before = psutil.Process().children()
     with worker(entry("Busy"), Path(sys.executable), folder) as session:
         session.do("start", timeout_s=60)
-        living = family(the_worker().pid)
+        living = family(the_worker(before).pid)
         with pytest.raises(PeerError, match="no answer to 'build' in time"):
             session.do("build", timeout_s=0.1)
     assert [process for process in living if process.is_running()] == killed == []
