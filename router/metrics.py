@@ -198,7 +198,7 @@ class RouterGauges:
             "node",
         )
         self._circuit = metrics.gauge("node_circuit_open", "1: the node does not answer and is passed over", "node")
-        self._calls = metrics.gauge("node_calls", "Calls under way to the node", "node")
+        self._calls = metrics.gauge("node_calls", "Calls under way to the node, without searches on its stream", "node")
         self._p95 = metrics.gauge(
             "node_tail_seconds",
             "The time within which the node answered 95 of 100 searches in the last 10 to 20 seconds; 0: it was asked for none",
