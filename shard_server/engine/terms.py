@@ -81,7 +81,7 @@ def _number_key(value: float) -> Key:
 
 
 def leaves(payload: bytes) -> list[tuple[str, Any]]:
-    """The values of a payload (a JSON object, or empty) with their paths; a container stands as an empty dict."""
+    """The values of a payload with their paths; a container stands as an empty dict. What is no JSON object has none."""
     if not payload:
         return []
     found: list[tuple[str, Any]] = []
@@ -121,16 +121,35 @@ def keys_of(values: Sequence[Any]) -> NDArray[np.uint64]:
 
 
 def _parsed(payload: bytes) -> dict[str, Any]:
+    """The object that a payload holds; an empty one where it holds none.
+
+    Routers let objects alone through, but the log takes payloads as bytes. Raising here would stop the sealing of the
+    replica's buffer, and all filtered searches of it, for one point.
+    """
     try:
-        content: dict[str, Any] = json.loads(payload)
+        content = _loaded(payload)
     except RecursionError:
         # The router could read it: from the bottom of a stack there is room for at least as many levels.
-        found: list[dict[str, Any]] = []
-        reader = threading.Thread(target=lambda: found.append(json.loads(payload)))
+        found: list[Any] = []
+        reader = threading.Thread(target=lambda: found.append(_loaded_if_not_too_deep(payload)))
         reader.start()
         reader.join()
         (content,) = found
-    return content
+    return content if isinstance(content, dict) else {}
+
+
+def _loaded(payload: bytes) -> Any:
+    try:
+        return json.loads(payload)
+    except ValueError:
+        return None
+
+
+def _loaded_if_not_too_deep(payload: bytes) -> Any:
+    try:
+        return _loaded(payload)
+    except RecursionError:
+        return None
 
 
 def _digest(content: bytes) -> Key:

@@ -4,11 +4,13 @@
 
 Public services are asked through the router, the internal one at the shard server. What counts as harm: a process that ends;
 an answer of INTERNAL, UNKNOWN or DATA_LOSS; a connection that breaks; a refused request that changed something; an accepted one
-that left something else than it said, or something that the contract forbids; a log that grows with the requests.
+that left something else than it said, or something that the contract forbids; a log that grows with the requests, or tells of an
+error: what a request left behind may fail later, in background work.
 
 Which RPCs there are is read from the descriptors. One that writes points (`_WRITING`) is asked one request after another, on a
 collection of its own that is compared with a plain dictionary; the others are asked many at a time, on one that must stay as
-it is. That one is large enough to be trained and encoded. What makes collections or keys (`_MAKING`) is undone at once.
+it is. That one is large enough to be trained and encoded. What makes collections or keys (`_MAKING`) is undone at once,
+and so is what changes the logging (`_TUNING`): a line for each query is what such a request asks for.
 The router wants a credential: without one, there are no keys to be made.
 """
 
@@ -67,6 +69,7 @@ _LOG_LINES_WHEN_DONE: Final = 20
 _WRITING: Final = frozenset({"Upsert", "Delete", "BulkUpsert", "Write"})
 _MAKING: Final = frozenset({"CreateCollection", "CreateKey", "RestoreBackup"})
 _MAKING_AT_ONCE: Final = 4
+_TUNING: Final = frozenset({"SetDiagnostics", "Tune"})
 _TOLD: Final = frozenset({"CreateCollection", "CreateBackup", "RestoreBackup"})
 """What is worth lines of a log when it is done."""
 _HARM: Final = frozenset({grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN})
@@ -106,18 +109,22 @@ def run(target: Target, method: MethodDescriptor, count: int, seed: int) -> Repo
     changing = method.name in _WRITING
     name = f"for-{method.name}" if changing else STILL
     target.prepare_once(name)
-    before, lines = target.points(name), target.log_lines()
+    before, lines, failures = target.points(name), target.log_lines(), Counter(target.logged_errors())
     report = Report(method.full_name)
     key = target.client.keys.create(["read:nothing"]).key.id if target.metadata else ""
     place = str(target.cluster.data / "backups" / "fuzz")
     requests = Requests(f"{seed} {method.full_name}", hints(name, *target.place(name), place, key), mend)
     asyncio.run(_Campaign(target, method, name, requests, report).run(count))
     target.remove_what_was_made()
+    if method.name in _TUNING:
+        target.reset_diagnostics()
     if not changing and target.points(name) != before:
         report.find("the collection has changed")
     told = _LOG_LINES_WHEN_DONE * report.codes["OK"] if method.name in _TOLD else 0
     if (grown := target.log_lines() - lines - told) > _LOG_LINES_FREE + count // LOG_LINES_EVERY:
         report.find(f"the logs grew by {grown} lines in {count} requests")
+    for line in Counter(target.logged_errors()) - failures:
+        report.find(f"logged: {line}")
     _look_at_processes(target, report)
     return report
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,12 +18,14 @@ from tests.cluster.sound_requests import DIM, IDS, STILL
 from vectorfleet import limits
 from vectorfleet.local import LocalCluster
 from vectorfleet.rpc_options import CHANNEL_OPTIONS
-from vectorfleet.v1 import point_service_pb2, point_service_pb2_grpc
+from vectorfleet.telemetry.slow import THRESHOLD_DEFAULT_MS
+from vectorfleet.v1 import cluster_service_pb2, cluster_service_pb2_grpc, point_service_pb2, point_service_pb2_grpc
 
 ADMIN_KEY: Final = "admin.key"
 API_KEY_VARIABLE: Final = "VECTORFLEET_API_KEY_FILE"
 _STILL_POINTS: Final = 1_200
 """So many that they are encoded once they are sealed."""
+_ERROR_LINE: Final = re.compile(r"^[-0-9]+ [:,0-9]+ (?:ERROR|CRITICAL) .*", re.MULTILINE)
 
 Points = dict[str, tuple[bytes, bytes]]
 """id → (vector, payload)."""
@@ -85,10 +88,26 @@ class Target:
             if one.name != STILL and not one.name.startswith("for-"):
                 self.client.delete_collection(one.name)
 
+    def reset_diagnostics(self) -> None:
+        """Has all processes log as they do from their start on."""
+        settings = cluster_service_pb2.DiagnosticSettings(
+            log_level="info", slow_query_ms=THRESHOLD_DEFAULT_MS, trace_ratio=0.0
+        )
+        stub = cluster_service_pb2_grpc.ClusterServiceStub(self._channel)
+        request = cluster_service_pb2.SetDiagnosticsRequest(settings=settings)
+        response = stub.SetDiagnostics(request, timeout=30.0, metadata=self.metadata)
+        assert not any(process.error for process in response.processes), response
+
     def log_lines(self) -> int:
         """Lines in all logs."""
-        logs = (self.cluster.data / "logs").glob("*.log")
-        return sum(log.read_bytes().count(b"\n") for log in logs)
+        return sum(content.count("\n") for content in self._logs())
+
+    def logged_errors(self) -> list[str]:
+        """What our processes have logged as errors so far; without the tracebacks."""
+        return [line for content in self._logs() for line in _ERROR_LINE.findall(content)]
+
+    def _logs(self) -> list[str]:
+        return [log.read_text(errors="replace") for log in sorted((self.cluster.data / "logs").glob("*.log"))]
 
 
 @contextlib.contextmanager

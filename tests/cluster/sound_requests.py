@@ -43,7 +43,7 @@ def hints(name: str, uid: str, address: str, term: int, place: str, key: str) ->
         "vectors": (ROWS, [short, infinite, ROWS[0] * 2]),
         "payload": (PAYLOADS, [b"[]", b"{"]),
         # A node takes payloads as bytes: whether they are JSON is the router's to check.
-        "UpsertBatch.payloads": (PAYLOADS, [b"x" * (limits.PAYLOAD_BYTES_MAX + 1)]),
+        "UpsertBatch.payloads": ([*PAYLOADS, b"{", b"[]"], [b"x" * (limits.PAYLOAD_BYTES_MAX + 1)]),
         "payloads": (PAYLOADS, [b"[]", b"{"]),
         "values": ([0.5, 1.0, -3.5], [float("nan"), 3e38]),
         "text": (["a text"], [""]),

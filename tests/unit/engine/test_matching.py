@@ -77,3 +77,13 @@ def test_a_payload_as_deep_as_json_can_be_read_is_read() -> None:
     payload = b'{"a":' * depth + b"1" + b"}" * depth
     wanted = types_pb2.Filter(field={"path": ".".join(["a"] * depth), "equals": {"values": [{"int_value": 1}]}})
     assert matching_rows(wanted, at_depth(200)).tolist() == [True]
+
+
+@pytest.mark.parametrize(
+    "junk", [b" ", b"{", b"[]", b'"a"', b"1", b"\xff", b'{"a":' * 30_000, b"[" * 30_000, b'{"a":' + b"9" * 5_000 + b"}"]
+)
+def test_what_is_no_json_object_has_no_fields_and_does_not_hold_up_its_neighbours(junk: bytes) -> None:
+    rows = postings.of_payloads([b'{"a": 1}', junk, b'{"a": 2}'])
+    exists = types_pb2.Filter(field={"path": "a", "exists": True})
+    assert matching_rows(exists, rows).tolist() == [True, False, True]
+    assert matching_rows(types_pb2.Filter(none_of={"filters": [exists]}), rows).tolist() == [False, True, False]
