@@ -31,6 +31,7 @@ from router.access.arguments import access_settings_of
 from router.arguments import parse
 from router.server import Router, RouterSettings
 from vectorfleet import event_loop, handshakes, memory_limit, open_files
+from vectorfleet.allocator import give_memory_back
 from vectorfleet.cluster.etcd_arguments import coordinator_of
 from vectorfleet.refusals import Refusals
 from vectorfleet.telemetry.options import start_logs, telemetry_of
@@ -48,6 +49,7 @@ def main() -> int:
         handshakes.watch(refusals.handshake)
     faulthandler.enable()
     open_files.raise_limit()
+    give_memory_back()
     logs = start_logs(arguments)
     try:
         if arguments.tls_cert:

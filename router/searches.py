@@ -29,7 +29,7 @@ from router.validation import Matrix, SearchOptions
 from vectorfleet import errors, limits
 from vectorfleet.cluster.shard_map import CollectionRecord
 from vectorfleet.lanes import Lanes
-from vectorfleet.punctuality import Punctuality
+from vectorfleet.punctuality import CALM_S, Punctuality
 from vectorfleet.telemetry.work import Work, current, reason_of, shared
 from vectorfleet.v1 import types_pb2
 
@@ -38,6 +38,8 @@ MERGE_ON_LOOP_MAX: Final = 20_000
 """Hits that are merged on the event loop; more go to a thread, so that others are not held up."""
 RING_TOGETHER_S: Final = 0.005
 """Callers whose time is up within so long are settled together: each time costs a look at all, and a merge of a batch."""
+SHARE_MAX: Final = 0.25
+"""Of the time that a caller has, which the searches ahead of it and its own may take."""
 _TOO_LARGE: Final = frozenset({"RESPONSE_TOO_LARGE", "MESSAGE_TOO_LARGE"})
 
 LaneKey: TypeAlias = tuple[str, SearchOptions, tuple[tuple[int, int], ...]]
@@ -104,6 +106,8 @@ class Searches:
         )
         self._queued = 0
         self._punctuality: dict[LaneKey, Punctuality] = {}
+        """Of lanes that have work, or lately had too much."""
+        self._forgetting: asyncio.TimerHandle | None = None
         self._callers: set[_Caller] = set()
         self._alarm = Alarm(self._ring)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -140,7 +144,9 @@ class Searches:
         if self._queued + queries > QUEUED_QUERIES_MAX:
             raise errors.ResourceExhausted(f"{self._queued} queries wait already")
         key = _lane(record, options, min_seqno)
-        punctuality = self._admitted(key, queries, deadline) or self._punctuality.setdefault(key, Punctuality())
+        punctuality = self._admitted(key, queries, deadline)
+        if punctuality is None:
+            punctuality = self._punctuality[key] = Punctuality(SHARE_MAX)
         share: asyncio.Future[Share] = asyncio.get_running_loop().create_future()
         caller = _Caller(record, vectors, deadline.answer_by_s(), punctuality, current(), share)
         self._queued += queries
@@ -154,7 +160,7 @@ class Searches:
             self._callers.discard(caller)
             punctuality.leave(queries)
             if not punctuality.ahead:
-                self._punctuality.pop(key, None)
+                self._idle(key, punctuality)
             if caller.batch is not None and share.cancelled():
                 caller.batch.left(1, "CANCELLED")
 
@@ -170,7 +176,7 @@ class Searches:
         self._admitted(_lane(record, options, min_seqno), queries, deadline)
 
     def _admitted(self, key: LaneKey, queries: int, deadline: Deadline) -> Punctuality | None:
-        """What is ahead of a search; None: nothing is, so that it cannot be late."""
+        """What is ahead of a search; None: nothing is, nor was lately, so that it cannot be late."""
         punctuality = self._punctuality.get(key)
         if punctuality is None:
             return None
@@ -182,11 +188,26 @@ class Searches:
             )
         return punctuality
 
+    def _idle(self, key: LaneKey, punctuality: Punctuality) -> None:
+        """Forgets a lane that has no work, at once unless it had too much."""
+        if not punctuality.strained(time.monotonic()):
+            self._punctuality.pop(key, None)
+        elif self._forgetting is None:
+            self._forgetting = asyncio.get_running_loop().call_later(CALM_S, self._forget)
+
+    def _forget(self) -> None:
+        self._forgetting = None
+        for key, punctuality in list(self._punctuality.items()):
+            if not punctuality.ahead:
+                self._idle(key, punctuality)
+
     async def close(self) -> None:
         """Cancels all searches."""
         for caller in await self._lanes.close():
             caller.share.cancel()
         self._alarm.stop()
+        if self._forgetting is not None:
+            self._forgetting.cancel()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

@@ -26,7 +26,7 @@ import grpc
 
 from router import point_service, search_service
 from vectorfleet import errors, serving
-from vectorfleet.throttle import DOOR_HEADROOM, Throttles
+from vectorfleet.throttle import DOOR_CREDIT, Throttles
 
 TICK_S: Final = 0.02
 DELAY_MAX_S: Final = 0.05
@@ -87,7 +87,7 @@ class Shedding(grpc.aio.ServerInterceptor):
         """
         self.delay = LoopDelay()
         self._shed = shed
-        self._throttles: Throttles[tuple[str, str]] = Throttles(DOOR_HEADROOM)
+        self._throttles: Throttles[tuple[str, str]] = Throttles(DOOR_CREDIT)
         """By connection."""
         # Every call passes here: a handler is wrapped once, not once a call.
         self._watched: dict[str, tuple[Handler, Handler]] = {}

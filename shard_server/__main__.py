@@ -28,12 +28,12 @@ import logging
 import signal
 from dataclasses import replace
 
-from shard_server.allocator import give_memory_back
 from shard_server.arguments import parse
 from shard_server.data_dir import DataDir, DataDirError
 from shard_server.engine.upkeep import EngineSettings
 from shard_server.node import Node, NodeSettings
 from vectorfleet import event_loop, handshakes, memory_limit, open_files
+from vectorfleet.allocator import give_memory_back
 from vectorfleet.cluster.etcd_arguments import coordinator_of
 from vectorfleet.refusals import Refusals
 from vectorfleet.telemetry.options import start_logs, telemetry_of

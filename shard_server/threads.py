@@ -23,10 +23,14 @@ from collections import deque
 from collections.abc import Callable
 from functools import partial
 from queue import SimpleQueue
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, Final, ParamSpec, TypeVar
 
 from vectorfleet.errors import DeadlineExceeded, ResourceExhausted
 from vectorfleet.punctuality import Punctuality
+
+SHARE_MAX: Final = 0.5
+"""Of the time that a call has, which those ahead of it may take. More than where its router admits it: a search that only
+one of its nodes refuses is lost, and the work of the others with it."""
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -70,7 +74,7 @@ class WorkPool:
         self._queue: SimpleQueue[_Job | None] = SimpleQueue()
         self._ahead: set[_Job] = set()
         """Jobs in the queue that have not started. Whoever removes one, a thread or the loop, decides what becomes of it."""
-        self._punctuality = Punctuality()
+        self._punctuality = Punctuality(SHARE_MAX)
 
     @property
     def idle(self) -> bool:

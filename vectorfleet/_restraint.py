@@ -8,7 +8,7 @@ from collections.abc import Sized
 from typing import Final
 
 from vectorfleet import errors
-from vectorfleet.throttle import CLIENT_HEADROOM, Throttles
+from vectorfleet.throttle import CLIENT_CREDIT, Throttles
 
 _NO_ANSWER: Final = errors.DeadlineExceeded, errors.Unavailable
 
@@ -19,7 +19,7 @@ class Restraint:
     def __init__(self, *, enabled: bool) -> None:
         """Holds nothing back yet; where it is not enabled, never."""
         self._enabled = enabled
-        self._throttles: Throttles[tuple[object, str]] = Throttles(CLIENT_HEADROOM)
+        self._throttles: Throttles[tuple[object, str]] = Throttles(CLIENT_CREDIT)
         self.refused: Sized = self._throttles.refused_lately
         """While it is empty there is no need to call `before`."""
 

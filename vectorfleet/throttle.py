@@ -9,10 +9,13 @@ probability that "Handling Overload" gives (chapter 21 of Site Reliability Engin
 So a little more is asked than is taken, and it shows at once when more can be taken again. A client holds back its own calls
 before it sends them; a router's door those of a connection, before it receives them.
 
-Counting begins with a refusal, and all is forgotten when none came for `MEMORY_S`: who is not refused is never held back, and
-costs nothing. A queue that overflows takes nothing for some moments and then all, and who began with these moments alone would
-hold back all that the queue could take next; so counting begins with `CREDIT` calls that are said to have been taken. Much
-credit that fades slowly also bears refusals that come late: in a simulation, up to 0.3 s late.
+Counting begins with a refusal, and all is forgotten when nobody was refused for `MEMORY_S`: who is not refused is never held
+back, and costs nothing. While others are refused, one who asks seldom is remembered for `SELDOM_S`.
+
+A queue that overflows takes nothing for some moments and then all, and who began with these moments alone would hold back all
+that the queue could take next; so counting begins with some calls that are said to have been taken, the *credit*. Much
+credit that fades slowly also bears refusals that come late, as they do to a client: in a simulation, up to 0.3 s late. A door
+hears of a refusal at once, and needs little; with much it would never come to count a connection that asks a few times a second.
 
 Time and chance are arguments. One thread at a time, or threads that do not mind when a call is not counted.
 """
@@ -20,15 +23,16 @@ Time and chance are arguments. One thread at a time, or threads that do not mind
 from __future__ import annotations
 
 from collections.abc import Hashable
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from typing import Final, Generic, TypeVar
 
 MEMORY_S: Final = 0.5
-CREDIT: Final = 500.0
+SELDOM_S: Final = 2.0
 HALF_LIFE_S: Final = 5.0
 """Of what was counted."""
-CLIENT_HEADROOM: Final = 1.5
-DOOR_HEADROOM: Final = 1.5
+HEADROOM: Final = 1.5
+CLIENT_CREDIT: Final = 500.0
+DOOR_CREDIT: Final = 10.0
 KEYS_KEPT: Final = 100
 """So many keys are looked through for those to forget only when another comes."""
 
@@ -39,20 +43,21 @@ K = TypeVar("K", bound=Hashable)
 class Throttle:
     """Calls of one kind, from their first refusal on."""
 
-    headroom: float
+    credit: InitVar[float]
     refused_s: float
     """When a call was last not taken."""
-    _asked: float = field(default_factory=lambda: CREDIT)
-    _taken: float = field(default_factory=lambda: CREDIT)
-    _counted_s: float = 0.0
+    _asked: float = field(init=False)
+    _taken: float = field(init=False)
+    _counted_s: float = field(init=False)
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, credit: float) -> None:
+        self._asked = self._taken = credit
         self._counted_s = self.refused_s
 
     @property
     def share_held_back(self) -> float:
         """The probability with which the next call is held back."""
-        return max(0.0, (self._asked - self.headroom * self._taken) / (self._asked + 1.0))
+        return max(0.0, (self._asked - HEADROOM * self._taken) / (self._asked + 1.0))
 
     def holds_back(self, now_s: float, drawn: float) -> bool:
         """Counts a call, as taken until it is refused, unless it is held back: then True.
@@ -79,13 +84,14 @@ class Throttle:
 class Throttles(Generic[K]):
     """Throttles by what is refused together, such as an RPC on a collection; there is none for what is not refused."""
 
-    def __init__(self, headroom: float) -> None:
+    def __init__(self, credit: float) -> None:
         """Begins with none.
 
         Args:
-            headroom: calls that are asked for each that is taken, at most; above 1.
+            credit: calls that each is said to have asked and got before its first refusal.
         """
-        self._headroom = headroom
+        self._credit = credit
+        self._refused_s = float("-inf")
         self.refused_lately: dict[K, Throttle] = {}
         """Empty: there is nothing to ask `holds_back` about."""
 
@@ -94,7 +100,7 @@ class Throttles(Generic[K]):
         throttle = self.refused_lately.get(key)
         if throttle is None:
             return False
-        if now_s - throttle.refused_s >= MEMORY_S:
+        if self._is_over(throttle, now_s):
             self.refused_lately.pop(key, None)
             return False
         return throttle.holds_back(now_s, drawn)
@@ -102,21 +108,27 @@ class Throttles(Generic[K]):
     def refused(self, key: K, now_s: float) -> None:
         """Notes that a call which was not held back has been refused."""
         throttle = self.refused_lately.get(key)
-        if throttle is not None and now_s - throttle.refused_s < MEMORY_S:
+        known = throttle is not None and not self._is_over(throttle, now_s)
+        self._refused_s = now_s
+        if throttle is not None and known:
             throttle.refused(now_s)
             return
         if len(self.refused_lately) >= KEYS_KEPT:
             self.forget(now_s)
-        self.refused_lately[key] = Throttle(self._headroom, now_s)
+        self.refused_lately[key] = Throttle(self._credit, now_s)
 
     def missed(self, key: K, now_s: float) -> None:
         """Notes that a call got no answer in time: it was not taken either, where others are being refused."""
         throttle = self.refused_lately.get(key)
         if throttle is not None:
+            self._refused_s = now_s
             throttle.refused(now_s)
 
     def forget(self, now_s: float) -> None:
         """Drops what has not been refused lately."""
         for key, throttle in list(self.refused_lately.items()):
-            if now_s - throttle.refused_s >= MEMORY_S:
+            if self._is_over(throttle, now_s):
                 self.refused_lately.pop(key, None)
+
+    def _is_over(self, throttle: Throttle, now_s: float) -> bool:
+        return now_s - self._refused_s >= MEMORY_S or now_s - throttle.refused_s >= SELDOM_S

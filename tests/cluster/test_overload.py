@@ -13,6 +13,7 @@ import vectorfleet
 from loadtest import abuse
 from tests.cluster.conftest import StartCluster
 from vectorfleet.local import LocalCluster
+from vectorfleet.local.cluster import NODES_NICENESS
 
 DIM = 1024
 MEMORY = 320 << 20
@@ -65,3 +66,8 @@ async def test_strangers_cost_nobody_but_themselves(cluster: LocalCluster, new_n
     assert told["long_headers"][1] == {"OVERLOADED": 100}
     assert told["tiny_requests"][1] == {"OK": 1_000}
     assert all(psutil.pid_exists(child.pid or 0) for child in cluster.processes.values())
+
+
+def test_a_router_comes_before_the_nodes_that_share_its_cores(cluster: LocalCluster) -> None:
+    niceness = {name: psutil.Process(child.pid).nice() for name, child in cluster.processes.items()}
+    assert niceness["node-0"] == niceness["router-0"] + NODES_NICENESS

@@ -9,14 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vectorfleet.throttle import CLIENT_HEADROOM, CREDIT, DOOR_HEADROOM, KEYS_KEPT, MEMORY_S, Throttles
+from vectorfleet.throttle import CLIENT_CREDIT, DOOR_CREDIT, HEADROOM, KEYS_KEPT, MEMORY_S, SELDOM_S, Throttles
 
 TIMES = st.lists(st.floats(0, 1e4), max_size=200).map(sorted)
 
 
 @given(times=TIMES, drawn=st.floats(0, 1, exclude_max=True))
 def test_who_is_not_refused_is_never_held_back(times: list[float], drawn: float) -> None:
-    throttles: Throttles[str] = Throttles(CLIENT_HEADROOM)
+    throttles: Throttles[str] = Throttles(CLIENT_CREDIT)
     assert not any(throttles.holds_back("a", now_s, drawn) for now_s in times)
     assert not throttles.refused_lately, "and nothing is kept of him"
 
@@ -28,7 +28,7 @@ def test_who_is_not_refused_is_never_held_back(times: list[float], drawn: float)
 def test_a_moment_after_the_last_refusal_all_is_forgotten(
     calls: list[tuple[float, float, bool]], later_s: float
 ) -> None:
-    throttles: Throttles[str] = Throttles(CLIENT_HEADROOM)
+    throttles: Throttles[str] = Throttles(CLIENT_CREDIT)
     now_s = refused_s = 0.0
     for pause_s, drawn, refused in calls:
         now_s += pause_s
@@ -39,13 +39,11 @@ def test_a_moment_after_the_last_refusal_all_is_forgotten(
     assert not any(throttles.holds_back("a", now_s + pause_s, 0.0) for pause_s, _, _ in calls)
 
 
-@pytest.mark.parametrize("headroom", [CLIENT_HEADROOM, DOOR_HEADROOM])
+@pytest.mark.parametrize("credit", [CLIENT_CREDIT, DOOR_CREDIT])
 @pytest.mark.parametrize("factor", [3, 5, 10])
-def test_a_crowd_asks_little_more_than_what_is_taken_and_all_of_that_is_still_taken(
-    headroom: float, factor: int
-) -> None:
+def test_a_crowd_asks_little_more_than_what_is_taken_and_all_of_that_is_still_taken(credit: float, factor: int) -> None:
     """A server that takes 100 calls a second, and lets a few wait, is asked for many times as many, for ten seconds."""
-    throttles: Throttles[str] = Throttles(headroom)
+    throttles: Throttles[str] = Throttles(credit)
     chance = random.Random(1)
     capacity, seconds, waiting = 100, 10, 20.0
     room, asked, taken = waiting, 0, 0
@@ -61,13 +59,13 @@ def test_a_crowd_asks_little_more_than_what_is_taken_and_all_of_that_is_still_ta
         else:
             throttles.refused("a", now_s)
     assert taken >= 0.95 * capacity * seconds
-    assert asked <= 1.1 * headroom * capacity * seconds + 6 * CREDIT
+    assert asked <= 1.1 * HEADROOM * capacity * seconds + 6 * credit
 
 
 @pytest.mark.parametrize("factor", [3, 5])
 def test_a_queue_that_takes_nothing_for_a_while_and_then_all_stays_busy(factor: int) -> None:
     """As `punctuality` does: full, it refuses until half of it is gone. What is held back meanwhile must not let it run dry."""
-    throttles: Throttles[str] = Throttles(CLIENT_HEADROOM)
+    throttles: Throttles[str] = Throttles(CLIENT_CREDIT)
     chance = random.Random(1)
     capacity, seconds, queue = 100, 10, 50
     waiting, full, done = 0.0, False, 0.0
@@ -94,13 +92,13 @@ def refused(throttles: Throttles[str], key: str, times: int) -> None:
 
 
 def test_a_few_refusals_hold_nobody_back() -> None:
-    throttles: Throttles[str] = Throttles(CLIENT_HEADROOM)
-    refused(throttles, "a", int(CREDIT) // 2)
+    throttles: Throttles[str] = Throttles(CLIENT_CREDIT)
+    refused(throttles, "a", int(CLIENT_CREDIT) // 2)
     assert not throttles.holds_back("a", 0.0, 0.0)
 
 
 def test_who_is_refused_all_the_time_goes_on_asking_now_and_then() -> None:
-    throttles: Throttles[str] = Throttles(CLIENT_HEADROOM)
+    throttles: Throttles[str] = Throttles(CLIENT_CREDIT)
     throttles.refused("a", 0.0)
     chance = random.Random(1)
     asked = []
@@ -113,15 +111,42 @@ def test_who_is_refused_all_the_time_goes_on_asking_now_and_then() -> None:
     assert max(later - before for before, later in itertools.pairwise(asked)) <= 1.1 * MEMORY_S
 
 
+def test_one_who_asks_seldom_is_remembered_while_others_are_refused() -> None:
+    """128 connections that each ask three times a second, of which one in five is taken."""
+    throttles: Throttles[int] = Throttles(DOOR_CREDIT)
+    chance = random.Random(1)
+    keys, seconds = 128, 20
+    held = 0
+    for number in range(3 * keys * seconds):
+        now_s = number / (3 * keys)
+        if throttles.holds_back(number % keys, now_s, chance.random()):
+            held += 1
+        elif chance.random() > 0.2:
+            throttles.refused(number % keys, now_s)
+    assert held > 0.15 * 3 * keys * seconds
+    assert not any(throttles.holds_back(key, seconds + MEMORY_S, 0.0) for key in range(keys)), "it ends at once"
+
+
+def test_one_who_asks_too_seldom_is_forgotten_while_others_are_refused() -> None:
+    throttles: Throttles[str] = Throttles(DOOR_CREDIT)
+    refused(throttles, "a", 2 * int(DOOR_CREDIT))
+    now_s = 0.0
+    while now_s < SELDOM_S:
+        now_s += MEMORY_S / 2
+        throttles.refused("b", now_s)
+    assert "a" in throttles.refused_lately
+    assert not throttles.holds_back("a", now_s, 0.0)
+
+
 def test_what_is_not_refused_does_not_suffer_from_what_is() -> None:
-    throttles: Throttles[str] = Throttles(CLIENT_HEADROOM)
-    refused(throttles, "a", 2 * int(CREDIT))
+    throttles: Throttles[str] = Throttles(CLIENT_CREDIT)
+    refused(throttles, "a", 2 * int(CLIENT_CREDIT))
     assert throttles.holds_back("a", 0.0, 0.0)
     assert not throttles.holds_back("b", 0.0, 0.0)
 
 
 def test_what_is_over_takes_no_room() -> None:
-    throttles: Throttles[int] = Throttles(CLIENT_HEADROOM)
+    throttles: Throttles[int] = Throttles(CLIENT_CREDIT)
     for number in range(10 * KEYS_KEPT):
         throttles.refused(number, float(number))
     assert len(throttles.refused_lately) <= KEYS_KEPT

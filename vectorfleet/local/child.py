@@ -80,13 +80,16 @@ class Child:
                     return line.removeprefix(f"{word} ").strip()
         return ""
 
-    def start(self, command: Sequence[str], environment: Mapping[str, str], address: str = "") -> None:
+    def start(
+        self, command: Sequence[str], environment: Mapping[str, str], address: str = "", *, niceness: int = 0
+    ) -> None:
         """Starts the process; it is not ready yet.
 
         Args:
             command: the program and its arguments.
             environment: all its variables.
             address: host:port, where the process is not one that prints it.
+            niceness: added to our own; others on this machine come before a process of more.
 
         Raises:
             LocalClusterError: it runs already.
@@ -97,7 +100,7 @@ class Child:
         self.log_path.parent.mkdir(parents=True, exist_ok=True)
         if self.log_path.exists() and self.log_path.stat().st_size > _LOG_BYTES_MAX:
             self.log_path.replace(self.log_path.with_suffix(".log.1"))
-        tethered = [sys.executable, "-I", "-S", str(_TETHER), str(os.getpid()), *command]
+        tethered = [sys.executable, "-I", "-S", str(_TETHER), str(os.getpid()), str(niceness), *command]
         with self._out_path.open("wb") as out, self.log_path.open("ab") as log:
             self._process = self._spawner.submit(
                 subprocess.Popen,

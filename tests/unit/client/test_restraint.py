@@ -11,7 +11,7 @@ import pytest
 
 import vectorfleet
 from tests.unit.client.fake import FakeCluster
-from vectorfleet import _restraint, errors, throttle
+from vectorfleet import _restraint, errors
 from vectorfleet.throttle import MEMORY_S
 
 CREDIT: Final = 50
@@ -22,7 +22,7 @@ Ask = Callable[..., list[Any]]
 
 @pytest.fixture(autouse=True)
 def _little_credit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(throttle, "CREDIT", CREDIT)
+    monkeypatch.setattr(_restraint, "CLIENT_CREDIT", CREDIT)
 
 
 @pytest.fixture(params=["threads", "tasks"])

@@ -53,6 +53,15 @@ def test_ready_and_stop(child: Child) -> None:
     assert (child.pid, child.exit_code) == (None, 0)
 
 
+def test_it_yields_to_others_when_asked_to_also_where_sessions_come_first(child: Child) -> None:
+    child.start(python(POLITE), os.environ, niceness=3)
+    child.wait_ready(20)
+    assert psutil.Process(child.pid).nice() == psutil.Process().nice() + 3
+    session = Path(f"/proc/{child.pid}/autogroup")
+    if session.exists() and (said := session.read_text()):
+        assert said.split()[-2:] == ["nice", "3"]
+
+
 def test_an_end_before_it_is_ready_shows_the_last_words(child: Child) -> None:
     child.start(python("import sys\nprint('first', file=sys.stderr)\nsys.exit('the port is taken')"), os.environ)
     with pytest.raises(LocalClusterError, match=r"node-0 ended with exit code 1 .*node-0.log\): the port is taken"):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from types import SimpleNamespace
 from typing import cast
 
 import numpy as np
 import pytest
 
+from router import searches as searches_module
 from router.deadline import Deadline
 from router.fanout import Answers, Fanout, Question
 from router.merge import ShardAnswer
@@ -15,7 +17,7 @@ from router.searches import Searches
 from router.validation import SearchOptions
 from vectorfleet import errors
 from vectorfleet.cluster.shard_map import CollectionRecord, ShardAssignment
-from vectorfleet.punctuality import BURST_S
+from vectorfleet.punctuality import BURST_S, CALM_S
 from vectorfleet.telemetry.work import Work
 
 SHARD = ShardAssignment(0, 0, 2**64 - 1, 1, "n", ("n",), ("n",))
@@ -75,4 +77,32 @@ async def test_a_batch_that_no_shard_answers_says_nothing_of_the_pace() -> None:
         share = await searches.search(RECORD, QUERY, OPTIONS, {}, Deadline.after(0.05))
         assert share.coverage.shards_answered == 0
     assert not searches._punctuality, "and a lane without work takes no memory"
+    await searches.close()
+
+
+async def test_a_lane_that_had_too_much_is_remembered_for_a_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    now_s = 0.0
+    monkeypatch.setattr(searches_module, "time", SimpleNamespace(monotonic=lambda: now_s))
+    fanout = SlowFanout()
+    searches = Searches(cast(Fanout, fanout), in_flight_max=1)
+
+    def search(seconds: float) -> asyncio.Task[object]:
+        return asyncio.create_task(searches.search(RECORD, QUERY, OPTIONS, {}, Deadline.after(seconds)))
+
+    first, second = search(600.0), search(600.0)
+    await asyncio.sleep(0)
+    now_s = 100.0  # what a batch takes
+    fanout.turns.release()
+    await first
+    third = search(60.0)  # it would be late, and no one was before: a burst
+    await asyncio.sleep(0)
+    for _ in range(2):
+        fanout.turns.release()
+    await asyncio.gather(second, third)
+    assert searches._punctuality, "what comes next is no new burst"
+    searches._forget()
+    assert searches._punctuality
+    now_s += CALM_S
+    searches._forget()
+    assert not searches._punctuality
     await searches.close()

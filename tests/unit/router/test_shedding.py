@@ -12,7 +12,7 @@ import pytest
 from router import search_service
 from router import shedding as shedding_module
 from router.shedding import BURST_S, CROWD, DELAY_MAX_S, SHARE_MAX, LoopDelay, Shedding
-from vectorfleet import errors, serving, throttle
+from vectorfleet import errors, serving
 
 METHOD = f"/{search_service.NAME}/Search"
 TIMEOUT_S = 20.0
@@ -97,7 +97,6 @@ async def test_of_a_connection_that_is_refused_again_and_again_no_more_is_read_a
     received: list[bytes], refused: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = 150
-    monkeypatch.setattr(throttle, "CREDIT", 50.0)
     monkeypatch.setattr(shedding_module, "time", SimpleNamespace(monotonic=lambda: 0.0))
     monkeypatch.setattr(shedding_module, "random", SimpleNamespace(random=lambda: 0.0))
 

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from shard_server import allocator
+from vectorfleet import allocator
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[2]
 
 PROGRAM = """
 import threading, sys
 import numpy as np
-from shard_server import allocator
+from vectorfleet import allocator
 
 def resident():
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("RssAnon"))
