@@ -222,7 +222,7 @@ class Controller:
         if node is None:
             return
         index = record.index
-        shape = codebook_shape(index.kind, record.dim, held.total, index.nlist, index.m)
+        shape = codebook_shape(index.kind, record.dim, held.total, len(record.shards), index.nlist, index.m)
         limits = assignment.sample_limits(shape.nlist, record.dim, held.points)
         primaries = {shard.shard: shard.primary for shard in record.shards}
         version = record.codebook.version + 1 if record.codebook is not None else 1

@@ -31,7 +31,7 @@ class IndexOptions:
 
     Attributes:
         kind: "ivf_pq_fast_scan" (4-bit codes scanned with SIMD), "ivf_pq" (8-bit codes) or "flat" (every search is exact).
-        nlist: inverted lists, 1 to 65,536; 0: about 4·√points, chosen at each training.
+        nlist: inverted lists, 1 to 65,536; 0: about 4·√(points of a shard), chosen at each training.
         m: PQ sub-quantisers, a divisor of the dimension; 0: dim / 2, or dim / 4 for 8-bit codes.
         train_points: the codebook is trained at this many points, 256 to 10,000,000; 0: 10,000.
     """

@@ -170,7 +170,7 @@ class Plan:
     @property
     def lists_wanted(self) -> int:
         """The lists that so many points would get if a training's memory allowed any number."""
-        return min(limits.NLIST_MAX, lists_of(self.demand.points))
+        return min(limits.NLIST_MAX, lists_of(self.demand.points / self.shards))
 
     @property
     def compared_rows(self) -> int:
@@ -231,7 +231,9 @@ _COUNTED: Final = frozenset({_CODES, _ROW_IDS, _PADDING, _TOMBSTONES})
 
 def _at(demand: Demand, machine: Machine, nodes: int) -> Plan:
     shards = demand.shards or nodes
-    shape = codebook_shape(types_pb2.INDEX_KIND_IVF_PQ_FAST_SCAN, demand.dim, demand.points, demand.nlist, demand.m)
+    shape = codebook_shape(
+        types_pb2.INDEX_KIND_IVF_PQ_FAST_SCAN, demand.dim, demand.points, shards, demand.nlist, demand.m
+    )
     held = math.ceil(shards * demand.replicas / nodes)  # replicas of the fullest node
     shard_rows = demand.points / shards
     rows = held * shard_rows

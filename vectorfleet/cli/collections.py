@@ -36,7 +36,9 @@ def collection_options(command: Callable[..., None]) -> Callable[..., None]:
             show_default=True,
             help="How vectors are encoded for the first pass of a search.",
         ),
-        click.option("--nlist", type=click.IntRange(0), default=0, help="Inverted lists. [default: about 4·√points]"),
+        click.option(
+            "--nlist", type=click.IntRange(0), default=0, help="Inverted lists. [default: about 4·√points of a shard]"
+        ),
         click.option("--m", type=click.IntRange(0), default=0, help="PQ sub-quantisers. [default: dim / 2 or dim / 4]"),
         click.option(
             "--train-points", type=click.IntRange(0), default=0, help="Train at this many points. [default: 10000]"

@@ -95,7 +95,7 @@ class IndexSpec(_message.Message):
     kind: Global___IndexKind.ValueType
     """OPTIONAL. Zero: FastScan."""
     nlist: _builtins.int
-    """OPTIONAL. Number of inverted lists, 1 to 65,536. Zero: chosen at each training, about 4·√points as a power of two."""
+    """OPTIONAL. Number of inverted lists, 1 to 65,536. Zero: chosen at each training, about 4·√(points of a shard) as a power of two."""
     m: _builtins.int
     """OPTIONAL. Number of PQ sub-quantisers; must divide dim. Zero: dim / 2 for FastScan, dim / 4 for 8-bit codes
     (dimensions that those do not divide are padded with zeros inside the index).

@@ -31,14 +31,14 @@ def test_it_prints_nodes_memory_disk_and_what_costs(tmp_path: Path) -> None:
     ):
         assert part in done.stdout
     assert "this release keeps 1 of each shard" in done.stderr
-    assert "4,096 lists where 65,536 would suit" in done.stderr
+    assert "4,096 lists where 32,768 would suit" in done.stderr
 
 
 def test_programs_read_the_same_numbers() -> None:
     told = json.loads(run("--points", "1_000_000", "--dim", "128", "--shards", "2", "--json").stdout)
-    assert (told["nodes"], told["shards"], told["shape"]) == (1, 2, {"nlist": 4096, "m": 64})
+    assert (told["nodes"], told["shards"], told["shape"]) == (1, 2, {"nlist": 2048, "m": 64})
     # Measured at a million of these: 42 to 46 bytes a vector.
-    assert told["index_bytes_a_vector"] == pytest.approx(44.3, abs=0.1)
+    assert told["index_bytes_a_vector"] == pytest.approx(42.2, abs=0.1)
     assert told["memory_bytes"] >= sum(item["bytes"] for item in told["memory"])
     assert {one["change"].split()[0] for one in told["alternatives"]} >= {"--cached", "--m"}
     assert told["warnings"] == []

@@ -79,7 +79,9 @@ def test_recall_of_the_defaults_under_inner_product(
 
 @pytest.mark.parametrize("metric", [types_pb2.METRIC_L2, types_pb2.METRIC_DOT])
 @pytest.mark.parametrize("dead", [0, 700])
-def test_each_query_by_itself_finds_what_all_at_once_do(tmp_path: Path, metric: int, dead: int) -> None:
+def test_a_query_finds_the_same_alone_and_where_lists_are_visited_for_many(
+    tmp_path: Path, metric: int, dead: int
+) -> None:
     base, queries = of_all_lengths()
     content = index.train_codebook(
         base, kind=types_pb2.INDEX_KIND_IVF_PQ_FAST_SCAN, metric=metric, nlist=64, m=M, seed=1
@@ -88,11 +90,25 @@ def test_each_query_by_itself_finds_what_all_at_once_do(tmp_path: Path, metric: 
     index.encode(tmp_path / "index", codebook, [base])
     encoded = index.SegmentIndex.mapped(tmp_path / "index")
     live = LiveRows.all_of(len(base)).without(np.arange(dead))
-    ours, _ = encoded.scan(queries, codebook.assign(queries, 9), 40, live)
-    encoded._index.implem = 0  # FAISS's choice
-    theirs, rows = encoded.scan(queries, codebook.assign(queries, 9), 40, live)
-    np.testing.assert_array_equal(np.sort(ours), np.sort(theirs))
+    lists = codebook.assign(queries, 9)
+    together, rows = encoded.scan(queries, lists, 40, live)
+    alone = [encoded.scan(queries[one : one + 1], lists[one : one + 1], 40, live)[0] for one in range(len(queries))]
+    np.testing.assert_array_equal(np.sort(together), np.sort(np.concatenate(alone)))
     assert rows.min() >= dead
+
+
+def test_two_ways_to_scan_share_lists_that_one_of_them_owns(tmp_path: Path) -> None:
+    base, _ = of_all_lengths()
+    content = index.train_codebook(
+        base, kind=types_pb2.INDEX_KIND_IVF_PQ_FAST_SCAN, metric=types_pb2.METRIC_L2, nlist=64, m=M, seed=1
+    )
+    codebook = index.Codebook.load(content, 1)
+    index.encode(tmp_path / "index", codebook, [base])
+    encoded = index.SegmentIndex.mapped(tmp_path / "index")
+    # One index owns them: two owners would free them twice.
+    assert encoded._for_batches is not encoded._index
+    assert encoded._for_batches.invlists.this == encoded._index.invlists.this
+    assert not encoded._for_batches.own_invlists
 
 
 def test_lists_that_tie_are_chosen_once() -> None:

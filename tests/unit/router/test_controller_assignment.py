@@ -119,26 +119,29 @@ def test_when_training_is_due(one: CollectionRecord, points: int, seqnos: int, d
 
 
 @pytest.mark.parametrize(
-    ("kind", "dim", "points", "expected"),
+    ("kind", "dim", "points", "shards", "expected"),
     [
-        (FAST_SCAN, 128, 10_000, (256, 64)),  # 4·√10,000 = 400, but 10,000 / 39 allows 256
-        (FAST_SCAN, 128, 1_000_000, (4096, 64)),
-        (FAST_SCAN, 128, 500_000, (2048, 64)),
-        (IVF_PQ, 128, 100_000, (1024, 32)),
-        (FAST_SCAN, 97, 10_000, (256, 49)),
-        (IVF_PQ, 97, 10_000, (256, 25)),
-        (FAST_SCAN, 1, 256, (4, 1)),
-        (IVF_PQ, 1, 1, (1, 1)),
-        (FAST_SCAN, 384, 5_183, (128, 192)),
+        (FAST_SCAN, 128, 10_000, 1, (256, 64)),  # 4·√10,000 = 400, but 10,000 / 39 allows 256
+        (FAST_SCAN, 128, 1_000_000, 1, (4096, 64)),
+        (FAST_SCAN, 128, 1_000_000, 2, (2048, 64)),
+        (FAST_SCAN, 128, 1_000_000, 64, (512, 64)),
+        (FAST_SCAN, 128, 500_000, 1, (2048, 64)),
+        (IVF_PQ, 128, 100_000, 1, (1024, 32)),
+        (FAST_SCAN, 97, 10_000, 1, (256, 49)),
+        (IVF_PQ, 97, 10_000, 1, (256, 25)),
+        (FAST_SCAN, 1, 256, 1, (4, 1)),
+        (IVF_PQ, 1, 1, 1, (1, 1)),
+        (IVF_PQ, 1, 1, 8, (1, 1)),
+        (FAST_SCAN, 384, 5_183, 1, (128, 192)),
     ],
 )
-def test_the_shape_of_a_codebook(kind: int, dim: int, points: int, expected: tuple[int, int]) -> None:
-    assert codebook_shape(kind, dim, points) == expected
+def test_the_shape_of_a_codebook(kind: int, dim: int, points: int, shards: int, expected: tuple[int, int]) -> None:
+    assert codebook_shape(kind, dim, points, shards) == expected
 
 
 def test_the_creators_shape_is_kept_as_far_as_training_allows() -> None:
-    assert codebook_shape(FAST_SCAN, 128, 10_000, nlist=77, m=16) == (77, 16)
-    assert codebook_shape(FAST_SCAN, 128, 300, nlist=4096) == (300, 64)
+    assert codebook_shape(FAST_SCAN, 128, 10_000, 1, nlist=77, m=16) == (77, 16)
+    assert codebook_shape(FAST_SCAN, 128, 300, 2, nlist=4096) == (300, 64)
 
 
 @given(
@@ -148,7 +151,7 @@ def test_the_creators_shape_is_kept_as_far_as_training_allows() -> None:
     st.integers(1, 64),
 )
 def test_a_training_has_memory_and_points_enough(kind: int, dim: int, points: int, shards: int) -> None:
-    nlist, m = codebook_shape(kind, dim, points)
+    nlist, m = codebook_shape(kind, dim, points, shards)
     assert nlist & (nlist - 1) == 0
     assert 1 <= nlist <= limits.NLIST_MAX
     assert 1 <= m <= dim
