@@ -38,7 +38,7 @@ MERGE_ON_LOOP_MAX: Final = 20_000
 """Hits that are merged on the event loop; more go to a thread, so that others are not held up."""
 RING_TOGETHER_S: Final = 0.005
 """Callers whose time is up within so long are settled together: each time costs a look at all, and a merge of a batch."""
-SHARE_MAX: Final = 0.25
+SHARE_MAX: Final = 1 / 3
 """Of the time that a caller has, which the searches ahead of it and its own may take."""
 _TOO_LARGE: Final = frozenset({"RESPONSE_TOO_LARGE", "MESSAGE_TOO_LARGE"})
 

@@ -6,7 +6,7 @@ and to receive and parse a request only in order to refuse it makes that worse. 
 1. while the loop's delay stays long, where their callers have little time: a flood of others' calls must not fail who has time
    to wait. As in CoDel (Nichols and Jacobson, 2012) a delay is looked at and not a length, and a burst is let pass. A few callers
    whose requests are large delay the loop as well; that is their own price, and no crowd.
-2. from a connection whose calls are being refused within: as many of them as would be, but for a few (`throttle`). Other
+2. from connections whose calls are being refused within: as many of them as would be, but for a few (`crowd`). Other
    connections do not suffer from it.
 
 A call that is turned away costs gRPC's own work and little else: no credential is looked at, nothing is parsed.
@@ -25,8 +25,8 @@ from typing import Any, Final, TypeAlias
 import grpc
 
 from router import point_service, search_service
+from router.crowd import Crowds
 from vectorfleet import errors, serving
-from vectorfleet.throttle import DOOR_CREDIT, Throttles
 
 TICK_S: Final = 0.02
 DELAY_MAX_S: Final = 0.05
@@ -36,7 +36,7 @@ BURST_S: Final = 0.1
 _SHED: Final = (f"/{search_service.NAME}/", f"/{point_service.NAME}/")
 _REASON: Final = errors.ResourceExhausted.default_reason
 _CODE: Final = errors.REASONS[_REASON].code
-_THROTTLED: Final = "turned away unread: most of this connection's calls are being refused"
+_THROTTLED: Final = "turned away unread: calls over this connection are being refused, and so are most like them"
 
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
@@ -87,8 +87,7 @@ class Shedding(grpc.aio.ServerInterceptor):
         """
         self.delay = LoopDelay()
         self._shed = shed
-        self._throttles: Throttles[tuple[str, str]] = Throttles(DOOR_CREDIT)
-        """By connection."""
+        self._crowds = Crowds()
         # Every call passes here: a handler is wrapped once, not once a call.
         self._watched: dict[str, tuple[Handler, Handler]] = {}
 
@@ -99,8 +98,8 @@ class Shedding(grpc.aio.ServerInterceptor):
             await asyncio.sleep(TICK_S)
             now_s = time.monotonic()
             self.delay.observe(now_s - due_s, now_s)
-            if self._throttles.refused_lately:
-                self._throttles.forget(now_s)
+            if self._crowds.members:
+                self._crowds.forget(now_s)
 
     async def intercept_service(
         self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
@@ -111,7 +110,7 @@ class Shedding(grpc.aio.ServerInterceptor):
             return await continuation(handler_call_details)
         self.delay.came()
         known, watched = self._watched.get(method, (None, None))
-        if known is not None and (self.delay.behind or self._throttles.refused_lately):
+        if known is not None and (self.delay.behind or self._crowds.members):
             # A stream's handler, since those run before the request has come; the caller sees no difference.
             enter = partial(self._enter, continuation, handler_call_details)
             doubting: Handler = grpc.stream_stream_rpc_method_handler(
@@ -167,13 +166,13 @@ class Shedding(grpc.aio.ServerInterceptor):
             left_s = context.time_remaining()
             if left_s is not None and self.delay.last_s > SHARE_MAX * left_s:
                 return f"the router is {self.delay.last_s:.1g} s behind, too long for a call with {left_s:.1g} s left"
-        if self._throttles.holds_back((context.peer(), method), time.monotonic(), random.random()):  # noqa: S311 (no secret)
+        if self._crowds.turns_away(context.peer(), method, time.monotonic(), random.random()):  # noqa: S311 (no secret)
             return _THROTTLED
         return ""
 
     def _aborted(self, context: Context, method: str) -> None:
         if serving.told(context)[1] == _REASON:
-            self._throttles.refused((context.peer(), method), time.monotonic())
+            self._crowds.refused(context.peer(), method, time.monotonic())
 
 
 @lru_cache(maxsize=128)

@@ -28,7 +28,7 @@ from typing import Any, Final, ParamSpec, TypeVar
 from vectorfleet.errors import DeadlineExceeded, ResourceExhausted
 from vectorfleet.punctuality import Punctuality
 
-SHARE_MAX: Final = 0.5
+SHARE_MAX: Final = 2 / 3
 """Of the time that a call has, which those ahead of it may take. More than where its router admits it: a search that only
 one of its nodes refuses is lost, and the work of the others with it."""
 

@@ -7,15 +7,13 @@ probability that "Handling Overload" gives (chapter 21 of Site Reliability Engin
     max(0, (asked - headroom × taken) / (asked + 1))
 
 So a little more is asked than is taken, and it shows at once when more can be taken again. A client holds back its own calls
-before it sends them; a router's door those of a connection, before it receives them.
+before it sends them; a router's door those of connections that it refuses, before it receives them.
 
-Counting begins with a refusal, and all is forgotten when nobody was refused for `MEMORY_S`: who is not refused is never held
-back, and costs nothing. While others are refused, one who asks seldom is remembered for `SELDOM_S`.
-
-A queue that overflows takes nothing for some moments and then all, and who began with these moments alone would hold back all
-that the queue could take next; so counting begins with some calls that are said to have been taken, the *credit*. Much
-credit that fades slowly also bears refusals that come late, as they do to a client: in a simulation, up to 0.3 s late. A door
-hears of a refusal at once, and needs little; with much it would never come to count a connection that asks a few times a second.
+Counting begins with a refusal, and all is forgotten when none came for `MEMORY_S`: who is not refused is never held back, and
+costs nothing. A queue that overflows takes nothing for some moments and then all, and who began with these moments alone would
+hold back all that the queue could take next; so counting begins with some calls that are said to have been taken, the *credit*.
+Much credit that fades slowly also bears refusals that come late, as they do to a client: in a simulation, up to 0.3 s late. A
+door hears of a refusal at once, and needs less.
 
 Time and chance are arguments. One thread at a time, or threads that do not mind when a call is not counted.
 """
@@ -27,12 +25,11 @@ from dataclasses import InitVar, dataclass, field
 from typing import Final, Generic, TypeVar
 
 MEMORY_S: Final = 0.5
-SELDOM_S: Final = 2.0
 HALF_LIFE_S: Final = 5.0
 """Of what was counted."""
 HEADROOM: Final = 1.5
 CLIENT_CREDIT: Final = 500.0
-DOOR_CREDIT: Final = 10.0
+DOOR_CREDIT: Final = 50.0
 KEYS_KEPT: Final = 100
 """So many keys are looked through for those to forget only when another comes."""
 
@@ -91,7 +88,6 @@ class Throttles(Generic[K]):
             credit: calls that each is said to have asked and got before its first refusal.
         """
         self._credit = credit
-        self._refused_s = float("-inf")
         self.refused_lately: dict[K, Throttle] = {}
         """Empty: there is nothing to ask `holds_back` about."""
 
@@ -100,7 +96,7 @@ class Throttles(Generic[K]):
         throttle = self.refused_lately.get(key)
         if throttle is None:
             return False
-        if self._is_over(throttle, now_s):
+        if now_s - throttle.refused_s >= MEMORY_S:
             self.refused_lately.pop(key, None)
             return False
         return throttle.holds_back(now_s, drawn)
@@ -108,9 +104,7 @@ class Throttles(Generic[K]):
     def refused(self, key: K, now_s: float) -> None:
         """Notes that a call which was not held back has been refused."""
         throttle = self.refused_lately.get(key)
-        known = throttle is not None and not self._is_over(throttle, now_s)
-        self._refused_s = now_s
-        if throttle is not None and known:
+        if throttle is not None and now_s - throttle.refused_s < MEMORY_S:
             throttle.refused(now_s)
             return
         if len(self.refused_lately) >= KEYS_KEPT:
@@ -121,14 +115,10 @@ class Throttles(Generic[K]):
         """Notes that a call got no answer in time: it was not taken either, where others are being refused."""
         throttle = self.refused_lately.get(key)
         if throttle is not None:
-            self._refused_s = now_s
             throttle.refused(now_s)
 
     def forget(self, now_s: float) -> None:
         """Drops what has not been refused lately."""
         for key, throttle in list(self.refused_lately.items()):
-            if self._is_over(throttle, now_s):
+            if now_s - throttle.refused_s >= MEMORY_S:
                 self.refused_lately.pop(key, None)
-
-    def _is_over(self, throttle: Throttle, now_s: float) -> bool:
-        return now_s - self._refused_s >= MEMORY_S or now_s - throttle.refused_s >= SELDOM_S

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vectorfleet.throttle import CLIENT_CREDIT, DOOR_CREDIT, HEADROOM, KEYS_KEPT, MEMORY_S, SELDOM_S, Throttles
+from vectorfleet.throttle import CLIENT_CREDIT, DOOR_CREDIT, HEADROOM, KEYS_KEPT, MEMORY_S, Throttles
 
 TIMES = st.lists(st.floats(0, 1e4), max_size=200).map(sorted)
 
@@ -109,33 +109,6 @@ def test_who_is_refused_all_the_time_goes_on_asking_now_and_then() -> None:
             throttles.refused("a", now_s)
     assert len(asked) < 10_000
     assert max(later - before for before, later in itertools.pairwise(asked)) <= 1.1 * MEMORY_S
-
-
-def test_one_who_asks_seldom_is_remembered_while_others_are_refused() -> None:
-    """128 connections that each ask three times a second, of which one in five is taken."""
-    throttles: Throttles[int] = Throttles(DOOR_CREDIT)
-    chance = random.Random(1)
-    keys, seconds = 128, 20
-    held = 0
-    for number in range(3 * keys * seconds):
-        now_s = number / (3 * keys)
-        if throttles.holds_back(number % keys, now_s, chance.random()):
-            held += 1
-        elif chance.random() > 0.2:
-            throttles.refused(number % keys, now_s)
-    assert held > 0.15 * 3 * keys * seconds
-    assert not any(throttles.holds_back(key, seconds + MEMORY_S, 0.0) for key in range(keys)), "it ends at once"
-
-
-def test_one_who_asks_too_seldom_is_forgotten_while_others_are_refused() -> None:
-    throttles: Throttles[str] = Throttles(DOOR_CREDIT)
-    refused(throttles, "a", 2 * int(DOOR_CREDIT))
-    now_s = 0.0
-    while now_s < SELDOM_S:
-        now_s += MEMORY_S / 2
-        throttles.refused("b", now_s)
-    assert "a" in throttles.refused_lately
-    assert not throttles.holds_back("a", now_s, 0.0)
 
 
 def test_what_is_not_refused_does_not_suffer_from_what_is() -> None:
