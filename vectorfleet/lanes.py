@@ -60,11 +60,7 @@ class Lanes(Generic[K, T]):
         if lane is None:
             lane = self._lanes[key] = Lane(self._in_flight_max, self._weight_max)
         lane.put(item, weight)
-        if not self._gathering:
-            self._pump(key, lane)
-        elif key not in self._gathered:
-            self._gathered.add(key)
-            asyncio.get_running_loop().call_soon(self._turned, key, lane)
+        self._pump_soon(key, lane)
 
     def enter(self, key: K) -> Place[K, T] | None:
         """Lets an item leave at once and by itself, without a task, where nothing else of its lane is in hand.
@@ -94,6 +90,13 @@ class Lanes(Generic[K, T]):
             batch.cancel()
         await asyncio.gather(*under_way, return_exceptions=True)
         return waiting + [item for items in under_way.values() for item in items]
+
+    def _pump_soon(self, key: K, lane: Lane[T]) -> None:
+        if not self._gathering:
+            self._pump(key, lane)
+        elif key not in self._gathered:
+            self._gathered.add(key)
+            asyncio.get_running_loop().call_soon(self._turned, key, lane)
 
     def _turned(self, key: K, lane: Lane[T]) -> None:
         self._gathered.discard(key)
@@ -126,4 +129,7 @@ class Lanes(Generic[K, T]):
     def _ended(self, key: K, lane: Lane[T], number: int, batch: asyncio.Future[None]) -> None:
         del self._under_way[batch]
         lane.finished(number)
-        self._pump(key, lane)
+        if lane.queue:
+            self._pump_soon(key, lane)  # gathering: with what those ask next whom this batch wakes
+        else:
+            self._pump(key, lane)

@@ -52,6 +52,30 @@ def test_a_slow_batch_holds_its_place_for_a_while_only() -> None:
     assert not lane.idle
 
 
+def test_batches_share_evenly_so_that_nobody_goes_on_alone() -> None:
+    lane: Lane[int] = Lane(2, 100)
+    lane.put(0, 1)
+    alone = lane.take(0.0)
+    assert alone is not None
+    for item in range(1, 64):
+        lane.put(item, 1)
+    (first,) = taken(lane, 0.0)
+    assert first == list(range(1, 33))
+    lane.finished(alone[0])
+    lane.put(0, 1)
+    (second,) = taken(lane, 0.01)
+    assert second == [*range(33, 64), 0]
+
+
+def test_few_are_not_split() -> None:
+    lane: Lane[int] = Lane(2, 100)
+    lane.put(0, 1)
+    assert taken(lane, 0.0) == [[0]]
+    for item in range(1, 9):
+        lane.put(item, 1)
+    assert taken(lane, 0.0) == [list(range(1, 9))]
+
+
 @given(st.lists(st.tuples(st.sampled_from(["put", "finish", "wait"]), st.integers(1, 6))), st.integers(1, 3))
 def test_everything_leaves_once_in_order_within_bounds(events: list[tuple[str, int]], in_flight_max: int) -> None:
     lane: Lane[int] = Lane(in_flight_max, 5)

@@ -136,13 +136,13 @@ async def test_searches_of_one_turn_travel_together(fake: FakeCluster, things: n
         first = asyncio.create_task(ask(range(1)))
         await asyncio.to_thread(first_came.wait, 20)
         for _ in range(3):
-            counted = await spent(lambda: ask(range(1, 21)))
+            counted = await spent(lambda: ask(range(1, 8)))
             carry, of_grpc, wake_up = 1, 1, 1
-            assert counted["create_task"] == 20 + carry + of_grpc
+            assert counted["create_task"] == 7 + carry + of_grpc
             assert counted["call_at"] <= wake_up
         first_may_go.set()
         await first
-    assert [len(one.queries) for one in fake.requests if hasattr(one, "queries")] == [1, 20, 20, 20]
+    assert [len(one.queries) for one in fake.requests if hasattr(one, "queries")] == [1, 7, 7, 7]
 
 
 async def test_who_was_one_of_several_is_alone_again(fake: FakeCluster, things: np.ndarray) -> None:

@@ -65,7 +65,7 @@ def ask(request: pytest.FixtureRequest, fake: FakeCluster) -> Ask:
 
     def waiting(client: vectorfleet.Client) -> int:
         lanes = list(client._sharing._lanes.values())
-        return sum(len(lane.queue) + len(lane.started_s) for lane in lanes)
+        return sum(len(lane.queue) + len(lane.under_way) for lane in lanes)
 
     if request.param == "tasks":
         return lambda searches: asyncio.run(as_tasks(searches))
