@@ -13,6 +13,7 @@ of the disk, RocksDB's files included, is held against a fresh collection's.
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -127,11 +128,12 @@ def measure(
 def _disk_bytes(nodes: Path, uid: str) -> int:
     """The blocks that the folders of a collection's replicas take, of nodes with their folders in `nodes`."""
     taken: dict[int, int] = {}
-    for folder in nodes.glob(f"node-*/replicas/{uid}"):
-        for path in folder.rglob("*"):
-            with contextlib.suppress(FileNotFoundError):  # replaced meanwhile
-                status = path.lstat()
-                taken[status.st_ino] = 512 * status.st_blocks
+    for replicas in nodes.glob(f"node-*/replicas/{uid}"):
+        for folder, folders, files in os.walk(replicas):  # which passes over what is replaced meanwhile
+            for name in folders + files:
+                with contextlib.suppress(FileNotFoundError):
+                    status = os.lstat(os.path.join(folder, name))
+                    taken[status.st_ino] = 512 * status.st_blocks
     return sum(taken.values())
 
 

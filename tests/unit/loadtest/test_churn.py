@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from loadtest import churn
 from loadtest.runbooks import Step
@@ -49,3 +50,20 @@ def test_all_files_of_all_replicas_count_once_and_no_others(tmp_path: Path) -> N
     log = tmp_path / "node-0" / "replicas" / "u1" / "0" / "store" / "000007.log"
     log.with_name("linked").hardlink_to(log)
     assert churn._disk_bytes(tmp_path, "u1") == before
+
+
+def test_a_folder_that_is_replaced_while_it_is_looked_at_does_not_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    building = tmp_path / "node-0" / "replicas" / "u1" / "0" / "segments" / "12.building"
+    building.mkdir(parents=True)
+    scan = os.scandir
+
+    def replaced(path: str | os.PathLike[str]) -> object:
+        if Path(path) == building and building.exists():
+            building.rename(building.with_name("12"))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", replaced)
+    churn._disk_bytes(tmp_path, "u1")
+    assert building.with_name("12").exists()
