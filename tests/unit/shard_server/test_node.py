@@ -304,23 +304,24 @@ async def test_bad_requests_are_refused_and_change_nothing(
 
 
 async def test_answers_stay_below_the_message_limit(start: Start, cluster: StaticCluster) -> None:
-    dim, count = limits.DIM_MAX, 1000
+    # More than a page, and more than a message when four times over: no call writes so much that a busy disk is late.
+    dim, count, a_write = limits.DIM_MAX, 320, 40
     await create(cluster, "n1", dim=dim)
     payload = b'{"t": "%s"}' % (b"x" * 60_000)
-    zeros = np.zeros((500, dim), np.float32)
+    zeros = np.zeros((a_write, dim), np.float32)
+    ids = [f"{n:04}" for n in range(count)]
     async with start() as node:
-        for first in range(0, count, 500):
-            await node.write(upsert([f"{first + n:04}" for n in range(500)], zeros, [payload] * 500))
+        for first in range(0, count, a_write):
+            await node.write(upsert(ids[first : first + a_write], zeros, [payload] * a_write))
         page = await node.stub.Scan(
             pb.ScanRequest(collection_uid="u1", limit=count, with_vector=True), timeout=TIMEOUT_S
         )
         assert not page.end
         assert 0 < page.ByteSize() < limits.CALL_BYTES_MAX
-        ids = [f"{n:04}" for n in range(count)]
-        fetch = pb.FetchRequest(collection_uid="u1", ids=ids, with_vector=True)
+        fetch = pb.FetchRequest(collection_uid="u1", ids=ids * 4, with_vector=True)
         assert (await error_of(node.stub.Fetch(fetch, timeout=TIMEOUT_S))).reason == "RESPONSE_TOO_LARGE"
         for changes in ({"with_vector": True}, {"with_payload": True}):
-            error = await error_of(node.search(zeros[:5], **{"k": count, **changes}))
+            error = await error_of(node.search(zeros[:20], **{"k": count, **changes}))
             assert error.reason == "RESPONSE_TOO_LARGE"
 
 
