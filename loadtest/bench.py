@@ -85,7 +85,7 @@ def measure_quality(whole: bool, record: records.Record, log: Log) -> bool:
         return quality.measure(client, record, log, whole=whole)
 
 
-def measure_churn(books: list[str], sets: set[str], record: records.Record, log: Log) -> bool:
+def measure_churn(books: list[str], sets: set[str], fresh_every: int, record: records.Record, log: Log) -> bool:
     """Runs the churn part on a cluster of its own, on those of its two sets."""
     with cluster(log, churn.SHARD_ARGS) as fleet, vectorfleet.Client(fleet.address, timeout=60.0) as client:
 
@@ -98,7 +98,8 @@ def measure_churn(books: list[str], sets: set[str], record: records.Record, log:
         met = True
         for read in (one for name, one in (("mnist", mnist), ("wordnet", wordnet)) if name in sets):
             try:
-                met &= churn.measure(fleet, client, read(), record, log, runbooks.names() if "all" in books else books)
+                names = runbooks.names() if "all" in books else books
+                met &= churn.measure(fleet, client, read(), record, log, names, fresh_every)
             except datasets.AbsentDataError as absent:
                 log(f"passed over: {absent}")
         return met
@@ -192,6 +193,11 @@ def main() -> None:
         metavar="NAME",
         help=f"runbook of the churn part, or all (default: {churn.RUNBOOK})",
     )
+    parser.add_argument(
+        "--fresh-every", type=int, default=1, metavar="N",
+        help="churn part: of each N searches that are to be compared with a freshly built collection, compare the one "
+        "that found least (default: 1, each)",
+    )  # fmt: skip
     results = records.ROOT / "loadtest" / "results" / "local.jsonl"
     parser.add_argument(
         "--results", type=Path, default=results, help=f"file to append figures to (default: {results.name})"
@@ -200,6 +206,8 @@ def main() -> None:
     peers = list(PEERS) if "all" in given.peer else list(dict.fromkeys(given.peer))
     if given.points is not None and given.points < POINTS_MIN:
         parser.error(f"--points {given.points}: fewer than {POINTS_MIN:,} get no index to be measured")
+    if given.fresh_every < 1:
+        parser.error(f"--fresh-every {given.fresh_every}: at least 1")
     parts, sets = set(given.only or PARTS), set(given.sets or SETS)
     points = given.points or (min(POINTS_BESIDE_PEERS, points_that_fit()) if peers else points_that_fit())
     if peers and "speed" not in parts:
@@ -210,7 +218,7 @@ def main() -> None:
     if "quality" in parts:
         met &= measure_quality(given.whole_scifact, record, log)
     if "churn" in parts:
-        met &= measure_churn(given.runbook or [churn.RUNBOOK], sets, record, log)
+        met &= measure_churn(given.runbook or [churn.RUNBOOK], sets, given.fresh_every, record, log)
     if "speed" in parts and "mnist" in sets:
         met &= measure_mnist(peers, record, log)
     if "memory" in parts or ("speed" in parts and "synthetic" in sets):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from concurrent.futures import Future
 from pathlib import Path
 
 import numpy as np
@@ -27,10 +28,28 @@ def test_fresh_ones_are_built_at_the_ends_and_evenly_between() -> None:
 
 
 def test_a_search_within_the_allowance_of_all_needs_no_other_beside() -> None:
-    stored = churn.Stored(0.0, 0)
-    assert churn.Searched(1, 10, 0.991, None, stored).met
-    assert churn.Searched(1, 10, 0.95, 0.9599, stored).met
-    assert not churn.Searched(1, 10, 0.95, 0.961, stored).met
+    assert searched(0.991).above_all
+    assert searched(0.991).met
+    assert not searched(0.991).left
+    assert searched(0.95, 0.9599).met
+    assert not searched(0.95, 0.9599).left
+    assert not searched(0.95, 0.961).met
+
+
+def test_where_few_are_compared_it_is_the_worst_and_the_others_are_said_to_be_left() -> None:
+    waiting: list[tuple[churn.Searched, churn.Build]] = []
+    compared = []
+    for recall in (0.97, 0.94, 0.95, 0.93, 0.96):
+        waiting.append((searched(recall), Future[float]))
+        compared += [one.recall for one, _ in churn.due(waiting, 3, last=False)]
+    assert compared == [0.94]
+    assert [one.recall for one, _ in churn.due(waiting, 3, last=True)] == [0.93]
+    assert not churn.due(waiting, 3, last=True)
+    assert searched(0.97).left
+
+
+def searched(recall: float, fresh: float | None = None) -> churn.Searched:
+    return churn.Searched(1, 10, recall, fresh, churn.Stored(0.0, 0))
 
 
 def test_all_files_of_all_replicas_count_once_and_no_others(tmp_path: Path) -> None:
