@@ -269,11 +269,15 @@ class Fanout:
         if not errand.light:
             errand.forget = self._spawn(errand.answers, self._call(errand), errand).cancel
             return
-        message = shard_service_pb2.SearchStreamRequest()
-        _fill(message.request, errand)  # in place: a message that is put into another is copied
-        for name, value in errand.work.outgoing:
-            message.request.context[name] = value
-        errand.forget = errand.node.ask(message, errand.deadline.remaining_s(), partial(self._told, errand))
+        try:
+            message = shard_service_pb2.SearchStreamRequest()
+            _fill(message.request, errand)  # in place: a message that is put into another is copied
+            for name, value in errand.work.outgoing:
+                message.request.context[name] = value
+            errand.forget = errand.node.ask(message, errand.deadline.remaining_s(), partial(self._told, errand))
+        except Exception as error:  # a defect: it costs what this node holds, as if the node had said so
+            told = asyncio.get_running_loop().call_soon(self._told, errand, _defect(error))
+            errand.forget = told.cancel
         errand.answers.owed[errand] = errand.abandon
 
     def _ask_another(self, first: _Errand, node_id: str, shards: Sequence[ShardAssignment], cause: str) -> _Errand:
@@ -302,6 +306,17 @@ class Fanout:
 
     def _told(self, errand: _Errand, outcome: Outcome) -> None:
         """Takes what a node said: each of its shards has answered, or has failed."""
+        try:
+            self._take(errand, outcome)
+        except Exception as error:  # a defect: it must not leave callers to wait for a node that has spoken
+            defect = _defect(error)
+            errand.abandon()
+            for shard in errand.shards:
+                _miss(errand.answers, shard.shard, defect.reason, f"node {errand.node_id}: {defect.message}")
+        finally:
+            errand.answers.settle(errand)
+
+    def _take(self, errand: _Errand, outcome: Outcome) -> None:
         outcomes: dict[int, ShardOutcome] = {}
         failed = ""
         if isinstance(outcome, errors.VectorfleetError):
@@ -324,7 +339,6 @@ class Fanout:
             self._settle(errand, outcomes)
         else:
             errand.hedge.told(errand.node_id, outcomes)
-        errand.answers.settle(errand)
 
     def _settle(self, errand: _Errand, outcomes: Mapping[int, ShardOutcome]) -> None:
         """Notes what counts for shards."""
@@ -358,11 +372,11 @@ class Fanout:
         """Lets a task be among what is owed."""
 
         def ended(task: asyncio.Task[None]) -> None:
-            if not task.cancelled() and (error := task.exception()) is not None:
-                _log.error("a node could not be asked", exc_info=error)
-                if errand is not None:
-                    errand.abandon()
             self._tasks.discard(task)
+            if not task.cancelled() and (error := task.exception()) is not None:
+                defect = _defect(error)
+                if errand is not None:
+                    self._told(errand, defect)
             answers.settle(errand or task)
 
         task = asyncio.create_task(steps)
@@ -424,6 +438,12 @@ def _fill(request: shard_service_pb2.SearchRequest, errand: _Errand) -> None:
 
 
 def _nothing() -> None: ...
+
+
+def _defect(error: BaseException) -> errors.VectorfleetError:
+    """What callers are told of a defect of this router; the log is told all of it."""
+    _log.error("a node could not be asked, or its answer not be taken", exc_info=error)
+    return errors.InternalError(f"{type(error).__name__} in the router; its log says more")
 
 
 def _miss(answers: Answers, shard: int, reason: str, message: str) -> None:

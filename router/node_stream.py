@@ -6,15 +6,17 @@ first search, and again by the first one after it broke. What waits when it brea
 A search begins to be sent in the step in which it is asked, and who asks is told by a callback in that in which the answer is
 read: a future or a task in between would cost the event loop a turn, and every search pays for each of its turns.
 
-Invariants: an answer reaches the search whose number it carries, or nobody; each search ends when the stream does.
+Invariants: an answer reaches the search whose number it carries, or nobody; each search ends when the stream does; a search
+that was given up before it was sent is not sent.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import itertools
 import logging
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
@@ -59,7 +61,8 @@ class NodeStream:
         """
         stream = self._open
         if stream is None or stream.ended:
-            stream = self._open = _OpenStream(self._stub.SearchStream())
+            # It is nobody's: in the context of the search that happens to open it, all others would pass for parts of that.
+            stream = self._open = contextvars.Context().run(_open, self._stub)
         message.request_id = number = next(self._numbers)
         message.timeout_ms = min(TIMEOUT_MS_MAX, max(1, int(timeout_s * 1000)))
         stream.waiting[number] = told
@@ -77,24 +80,29 @@ class NodeStream:
             self._open.end()
 
 
+def _open(stub: shard_service_pb2_grpc.ShardServiceAsyncStub) -> _OpenStream:
+    return _OpenStream(stub.SearchStream())
+
+
 class _OpenStream:
     def __init__(self, call: Any) -> None:
         self.ended = False
         self.waiting: dict[int, Told] = {}
         self._call = call
-        # Bounded by what its callers admit: each of them waits for its answer.
-        self._outgoing: deque[shard_service_pb2.SearchStreamRequest] = deque()
+        self._outgoing: OrderedDict[int, shard_service_pb2.SearchStreamRequest] = OrderedDict()
+        """By their numbers: searches whose callers wait, and what gives up searches that were sent. So it is bounded by what
+        the callers admit and what the node takes at once, however long the node reads nothing."""
         self._writing = False
         self._retired = False
         self._reader = asyncio.create_task(self._read())
 
     def send(self, message: shard_service_pb2.SearchStreamRequest) -> None:
-        self._outgoing.append(message)
+        self._outgoing[message.request_id] = message
         if not self._writing:
             _step(self._write())
 
     def forget(self, number: int) -> None:
-        if self.waiting.pop(number, None) is not None:
+        if self.waiting.pop(number, None) is not None and self._outgoing.pop(number, None) is None:
             self.send(shard_service_pb2.SearchStreamRequest(request_id=number))
 
     def retire(self) -> None:
@@ -111,7 +119,7 @@ class _OpenStream:
         self._writing = True
         try:
             while self._outgoing:
-                await self._call.write(self._outgoing.popleft())
+                await self._call.write(self._outgoing.popitem(last=False)[1])
             if self._retired:
                 await self._call.done_writing()
         except (grpc.RpcError, asyncio.InvalidStateError, asyncio.CancelledError):
@@ -129,7 +137,8 @@ class _OpenStream:
         except grpc.aio.AioRpcError as broken:
             error = errors.from_rpc_error(broken)
             if isinstance(error, errors.InternalError):
-                # gRPC gives the stream this status itself where it broke while a message was being sent.
+                # gRPC gives the stream this status itself where it broke while a message was being sent, and CANCELLED, which
+                # is read as one as well, where the other side let go of it.
                 error = errors.Unavailable(f"the stream broke: {error.message}", reason="UNREACHABLE")
         except asyncio.CancelledError:
             error = errors.Unavailable("it is given up", reason="UNREACHABLE")

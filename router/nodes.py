@@ -32,7 +32,7 @@ from vectorfleet.transport import Transport
 PROBE_INTERVAL_S: Final = 0.25
 PROBE_TIMEOUT_S: Final = 1.0
 _CLOSE_GRACE_S: Final = 1.0
-_SILENCE: Final = frozenset({"DEADLINE_EXCEEDED", "UNREACHABLE", "CANCELLED"})
+_SILENCE: Final = frozenset({"DEADLINE_EXCEEDED", "UNREACHABLE"})
 """Errors that the way to a node, or the caller's own patience, may have made without the node."""
 
 _log = logging.getLogger(__name__)
@@ -85,6 +85,8 @@ class Node:
             response = await call
         except grpc.aio.AioRpcError as error:
             told = errors.from_rpc_error(error)
+            if told.reason == "CANCELLED":  # not by us: the other side let go of the connection
+                told = errors.Unavailable(f"the call broke: {told.message}", reason="UNREACHABLE")
             if told.reason not in _SILENCE:
                 self.circuit.answered()
             raise told from error

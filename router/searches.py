@@ -65,7 +65,7 @@ class _Caller:
     work: Work
     share: asyncio.Future[Share]
     batch: _Batch | None = None
-    """What it waits for; None: it waits to travel, or is being settled."""
+    """What it waits for; None: it waits to travel, also for its turn to travel alone, or is being settled."""
 
 
 @dataclass(slots=True, eq=False)
@@ -151,10 +151,10 @@ class Searches:
         caller = _Caller(record, vectors, deadline.answer_by_s(), punctuality, current(), share)
         self._queued += queries
         self._callers.add(caller)
-        self._alarm.by(caller.answer_by_s)
         punctuality.enter(queries)
-        self._lanes.put(key, caller, queries)
         try:
+            self._alarm.by(caller.answer_by_s)
+            self._lanes.put(key, caller, queries)
             return await share
         finally:
             self._callers.discard(caller)
@@ -222,10 +222,17 @@ class Searches:
             if not caller.share.done():
                 caller.work.lap("queue")
                 here.append(caller)
-        if here:
-            self._ask(here, options, dict(min_seqno), ended)
-        else:
-            ended.set_result(None)
+        try:
+            if here:
+                self._ask(here, options, dict(min_seqno), ended)
+            else:
+                ended.set_result(None)
+        except Exception as error:  # a defect: the lane, which takes what is returned here, goes on
+            for caller in here:
+                if not caller.share.done():
+                    caller.share.set_exception(error)
+            if not ended.done():
+                ended.set_result(None)
         return ended
 
     def _ask(
@@ -326,11 +333,13 @@ class Searches:
         self._share_out(batch, callers, answered, winners, coverage)
 
     async def _one_by_one(self, batch: _Batch, callers: Sequence[_Caller]) -> None:
-        """Asks for each caller alone: their hits did not fit one message together."""
-        for caller in callers:
+        """Asks for each caller alone: their hits did not fit one message together. Those behind are watched as well."""
+        waiting = [caller for caller in callers if not caller.share.done()]
+        self._callers.update(waiting)
+        for caller in waiting:
+            self._alarm.by(caller.answer_by_s)
+        for caller in waiting:
             if not caller.share.done():
-                self._callers.add(caller)
-                self._alarm.by(caller.answer_by_s)
                 alone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
                 self._ask([caller], batch.question.options, batch.question.min_seqno, alone)
                 await alone

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import contextvars
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, cast
 
 import grpc
 import pytest
@@ -163,3 +164,92 @@ async def test_a_retired_stream_answers_what_waits_and_then_ends() -> None:
         assert await waiting == 1
         async with asyncio.timeout(PATIENCE_S / 2):
             await stopping
+
+
+class SlowCall:
+    """A stream whose other side takes one message each time that it is told to."""
+
+    def __init__(self) -> None:
+        self.written: list[pb.SearchStreamRequest] = []
+        self.ended = asyncio.Event()
+        self.opened_by = OPENER.get()
+        self.read_by = ""
+
+    async def write(self, message: pb.SearchStreamRequest) -> None:
+        self.written.append(message)
+        self._turn = asyncio.get_running_loop().create_future()
+        await self._turn
+
+    def take(self) -> None:
+        self._turn.set_result(None)
+
+    async def read(self) -> object:
+        self.read_by = OPENER.get()
+        await self.ended.wait()
+        return grpc.aio.EOF
+
+    def cancel(self) -> None:
+        self.ended.set()
+
+
+OPENER: contextvars.ContextVar[str] = contextvars.ContextVar("OPENER", default="nobody")
+
+
+class SlowStub:
+    def __init__(self) -> None:
+        self.calls: list[SlowCall] = []
+
+    def SearchStream(self) -> SlowCall:  # noqa: N802
+        self.calls.append(SlowCall())
+        return self.calls[-1]
+
+
+async def test_what_was_given_up_before_it_was_sent_is_not_sent() -> None:
+    stub = SlowStub()
+    stream = NodeStream(cast("pb_grpc.ShardServiceAsyncStub", stub))
+    heard: list[Outcome] = []
+
+    def search(k: int) -> Callable[[], None]:
+        message = pb.SearchStreamRequest()
+        message.request.k = k
+        return stream.ask(message, PATIENCE_S, heard.append)
+
+    sent = search(1)
+    (call,) = stub.calls
+    for give_up in [search(k) for k in range(2, 1_000)]:
+        give_up()
+        give_up()
+    search(1_000)
+    sent()
+    for _ in range(2):
+        call.take()
+        await asyncio.sleep(0)
+    assert [(one.request_id, one.request.k) for one in call.written] == [(1, 1), (1_000, 1_000), (1, 0)]
+    call.take()
+    stream.end()
+    await until(lambda: len(heard) == 1, "who waits is told that the stream ended")
+
+
+async def test_a_stream_is_not_part_of_the_search_that_opened_it() -> None:
+    stub = SlowStub()
+    stream = NodeStream(cast("pb_grpc.ShardServiceAsyncStub", stub))
+    OPENER.set("the first search")
+    stream.ask(pb.SearchStreamRequest(), PATIENCE_S, lambda outcome: None)
+    await asyncio.sleep(0)
+    (call,) = stub.calls
+    assert (call.opened_by, call.read_by) == ("nobody", "nobody")
+    call.take()
+    stream.end()
+    await asyncio.sleep(0)
+
+
+async def test_a_node_that_lets_go_of_the_stream_is_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def read(self: SlowCall) -> object:
+        nothing = grpc.aio.Metadata()
+        raise grpc.aio.AioRpcError(grpc.StatusCode.CANCELLED, nothing, nothing, "the other side let go of it")
+
+    monkeypatch.setattr(SlowCall, "read", read)
+    stream = NodeStream(cast("pb_grpc.ShardServiceAsyncStub", SlowStub()))
+    with pytest.raises(errors.Unavailable) as caught:
+        await ask(stream, 1)
+    assert caught.value.reason == "UNREACHABLE"

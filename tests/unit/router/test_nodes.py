@@ -6,6 +6,7 @@ import grpc
 import pytest
 
 from router.nodes import NodePool
+from vectorfleet import errors
 from vectorfleet.cluster.shard_map import ClusterState, CollectionRecord, NodeInfo, ShardAssignment
 from vectorfleet.internal.v1 import shard_service_pb2
 from vectorfleet.v1 import types_pb2
@@ -52,3 +53,15 @@ async def test_a_connection_that_works_is_kept_when_the_node_registers_again() -
     assert pool.at(address) is first
     await pool.close()
     await server.stop(None)
+
+
+async def test_a_node_that_lets_go_of_a_call_is_out_of_reach() -> None:
+    async def let_go() -> None:
+        nothing = grpc.aio.Metadata()
+        raise grpc.aio.AioRpcError(grpc.StatusCode.CANCELLED, nothing, nothing, "the other side let go of it")
+
+    pool = NodePool()
+    with pytest.raises(errors.Unavailable) as caught:
+        await pool.at("127.0.0.1:1").call(let_go())
+    assert caught.value.reason == "UNREACHABLE"
+    await pool.close()

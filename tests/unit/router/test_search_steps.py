@@ -13,7 +13,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from router import server
+from router import fanout, server
 from router.deadline import Deadline
 from router.fanout import Fanout
 from router.node_stream import NodeStream, Told
@@ -84,9 +84,12 @@ class Bench:
             node = self.pool.find(name, self._map.state)
             assert node is not None
             node.stream = cast(NodeStream, stream)
-        fanout = Fanout(cast(Coordinator, self._map), self.pool)
-        self.fanout = fanout
-        self.searches = Searches(fanout, in_flight_max=in_flight_max)
+        self.fanout = Fanout(cast(Coordinator, self._map), self.pool)
+        self.searches = Searches(self.fanout, in_flight_max=in_flight_max)
+
+    def outstanding(self) -> list[int]:
+        """Queries that each node owes an answer to, as the router counts them."""
+        return [node.outstanding for name in NODES if (node := self.pool.known(name)) is not None]
 
     def search(self, seconds: float = PATIENCE_S) -> asyncio.Task[Share]:
         deadline = Deadline.after(seconds)
@@ -235,6 +238,95 @@ async def test_a_node_that_fails_costs_its_part() -> None:
         share = await search
         assert [missing.reason for missing in share.coverage.missing] == ["OVERLOADED"]
         assert share.winners.ids == ["of shard 1"]
+
+
+async def test_a_defect_in_reading_an_answer_costs_that_nodes_part_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with bench() as router:
+        search = router.search()
+        await asyncio.sleep(0)
+        read = fanout._read
+
+        def broken(result: pb.ShardResult, question: fanout.Question) -> Any:
+            if result.shard == 0:
+                raise RuntimeError("a defect")
+            return read(result, question)
+
+        monkeypatch.setattr(fanout, "_read", broken)
+        for stream in router.streams:
+            stream.answer()
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert search.done(), "nobody waits for a node that has spoken"
+        share = await search
+        assert [(missing.shard, missing.reason) for missing in share.coverage.missing] == [(0, "INTERNAL")]
+        assert share.winners.ids == ["of shard 1"]
+        assert router.outstanding() == [0, 0]
+
+
+@pytest.mark.parametrize("small", [True, False])
+async def test_a_defect_in_asking_a_node_costs_its_part_at_once(monkeypatch: pytest.MonkeyPatch, small: bool) -> None:
+    def broken(*_: Any, **__: Any) -> None:
+        raise RuntimeError("a defect")
+
+    async with bench() as router:
+        if small:
+            monkeypatch.setattr(router.streams[0], "ask", broken)
+        else:
+            monkeypatch.setattr("router.fanout.STREAMED_BYTES_MAX", 0)
+            monkeypatch.setattr(Node, "call", broken)
+        search = router.search()
+        await asyncio.sleep(0)
+        if small:
+            router.streams[1].answer()
+        async with asyncio.timeout(PATIENCE_S / 10):
+            share = await search
+        found = {missing.shard: missing.reason for missing in share.coverage.missing}
+        assert found == ({0: "INTERNAL"} if small else {0: "INTERNAL", 1: "INTERNAL"})
+        assert router.outstanding() == [0, 0]
+
+
+async def test_a_defect_in_sending_a_batch_is_told_and_its_lane_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any, **__: Any) -> None:
+        raise RuntimeError("a defect")
+
+    async with bench(in_flight_max=1) as router:
+        with monkeypatch.context() as patch:
+            patch.setattr("router.searches.Question", broken)
+            for _ in range(3):
+                with pytest.raises(RuntimeError, match="a defect"):
+                    await router.search()
+        assert router.searches.queued == 0
+        assert not router.searches._punctuality
+        search = router.search()
+        await asyncio.sleep(0)
+        for stream in router.streams:
+            stream.answer()
+        assert not (await search).coverage.missing
+
+
+async def test_who_is_asked_for_alone_is_told_when_his_time_is_up_behind_the_others() -> None:
+    async with bench(in_flight_max=1) as router:
+        ahead = router.search()
+        await asyncio.sleep(0)
+        first, hasty, last = router.search(), router.search(60.0), router.search()  # they travel together
+        await asyncio.sleep(0)
+        for stream in router.streams:
+            stream.answer()
+        await ahead
+        for stream in router.streams:  # and their hits do not fit a message
+            stream.fail(errors.ResourceExhausted("too much", reason="RESPONSE_TOO_LARGE"))
+        await asyncio.sleep(0)
+        assert [stream.asked[0][0].query_count for stream in router.streams] == [1, 1]
+        router.searches._ring(time.monotonic() + 100.0)
+        with pytest.raises(errors.DeadlineExceeded, match="behind other searches"):
+            await hasty
+        for one in (first, last):
+            assert not one.done()
+            for stream in router.streams:
+                stream.answer()
+            assert not (await one).coverage.missing
+            await asyncio.sleep(0)
+        assert [stream.asked for stream in router.streams] == [[], []], "nobody is asked for who has gone"
 
 
 async def test_closing_leaves_no_task_of_a_large_question_behind(monkeypatch: pytest.MonkeyPatch) -> None:
