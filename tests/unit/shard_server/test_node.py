@@ -321,8 +321,7 @@ async def test_answers_stay_below_the_message_limit(start: Start, cluster: Stati
         fetch = pb.FetchRequest(collection_uid="u1", ids=ids * 4, with_vector=True)
         assert (await error_of(node.stub.Fetch(fetch, timeout=TIMEOUT_S))).reason == "RESPONSE_TOO_LARGE"
         for changes in ({"with_vector": True}, {"with_payload": True}):
-            error = await error_of(node.search(zeros[:20], **{"k": count, **changes}))
-            assert error.reason == "RESPONSE_TOO_LARGE"
+            assert (await error_of(node.search(zeros[:20], **{"k": count, **changes}))).reason == "RESPONSE_TOO_LARGE"
 
 
 async def test_a_node_is_trained_sampled_and_gives_its_codebook_away(
