@@ -12,12 +12,15 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Final
 
-from vectorfleet.cluster.codebook_shape import sample_points_max
+from vectorfleet.cluster.codebook_shape import codebook_shape, sample_points_max
 from vectorfleet.cluster.shard_map import CollectionRecord, NodeInfo, ShardAssignment
 from vectorfleet.v1 import types_pb2
 
 RETRAIN_GROWTH: Final = 8
 """A codebook is trained anew when the collection is this many times as large as at the last training."""
+RETRAIN_LISTS: Final = 2
+"""And in a pause when this many times as many lists would suit: how many a collection ends with then follows from its points, and
+not from where growth happened to bring about the last training."""
 RETRAIN_TURNOVER: Final = 0.5
 """And when this share of its points was written again or deleted since: lists fit the points that they were trained on. From
 10,000 points on, √points ÷ 200: a training's cost grows with points times lists, and what it costs each write does not."""
@@ -60,13 +63,14 @@ def assign_shards(
     return replace(record, shards=tuple(assigned))
 
 
-def training_due(record: CollectionRecord, points: int, seqnos: int) -> bool:
+def training_due(record: CollectionRecord, points: int, seqnos: int, *, quiet: bool) -> bool:
     """Whether a collection wants its first or its next codebook.
 
     Args:
         record: the collection.
         points: that live.
         seqnos: that its shards have given away, together.
+        quiet: whether its shards have nothing else left to do.
     """
     if record.index.kind == types_pb2.INDEX_KIND_FLAT:
         return False
@@ -75,6 +79,11 @@ def training_due(record: CollectionRecord, points: int, seqnos: int) -> bool:
     trained = record.codebook
     if points >= RETRAIN_GROWTH * max(1, trained.trained_points):
         return True
+    if quiet:
+        index = record.index
+        wanted = codebook_shape(index.kind, record.dim, points, len(record.shards), index.nlist, index.m)
+        if wanted.nlist >= RETRAIN_LISTS * trained.nlist:
+            return True
     written = seqnos - trained.trained_seqno if trained.trained_seqno else 0
     replaced = written - max(0, points - trained.trained_points)
     return points >= record.index.train_points and replaced >= points * max(RETRAIN_TURNOVER, math.sqrt(points) / 200)

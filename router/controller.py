@@ -54,6 +54,8 @@ class Holdings:
     """Live points of each shard that serves, by shard number."""
     seqnos: int
     """That they have given away."""
+    quiet: bool
+    """Whether they have nothing left to seal, to merge or to encode."""
     complete: bool
     """False: a shard on a live node is still loading, or its node did not answer. Shards of nodes that are gone, and failed
     ones, are not waited for: points are spread by hash, so the rest is a fair sample."""
@@ -175,7 +177,8 @@ class Controller:
             seen[record.uid] = held.total
             pause = self._pauses.get(record.uid)
             waits = pause is not None and time.monotonic() < pause.until
-            if held.complete and not waits and assignment.training_due(record, held.total, held.seqnos):
+            due = assignment.training_due(record, held.total, held.seqnos, quiet=held.quiet)
+            if held.complete and not waits and due:
                 await self._train_while_leading(record, held)
         return seen
 
@@ -288,21 +291,23 @@ def holdings(
         state: which nodes are alive.
         descriptions: of the nodes that answered, by node id.
     """
-    statuses = {
-        (node_id, replica.shard): replica.state
+    replicas = {
+        (node_id, replica.shard): replica
         for node_id, answer in descriptions.items()
         for replica in answer.replicas
         if replica.collection_uid == record.uid
     }
-    points, seqnos, complete = {}, 0, record.assigned
+    points, seqnos, quiet, complete = {}, 0, True, record.assigned
+    version = record.codebook.version if record.codebook is not None else 0
     for shard in record.shards:
-        status = statuses.get((shard.primary, shard.shard))
-        if status is not None and status.status == cluster_service_pb2.REPLICA_STATUS_SERVING:
-            points[shard.shard] = status.points
-            seqnos += status.applied_seqno
+        replica = replicas.get((shard.primary, shard.shard))
+        if replica is not None and replica.state.status == cluster_service_pb2.REPLICA_STATUS_SERVING:
+            points[shard.shard] = replica.state.points
+            seqnos += replica.state.applied_seqno
+            quiet &= replica.settled and replica.state.codebook_version == version
         elif shard.primary in state.nodes:
-            complete &= status is not None and status.status == cluster_service_pb2.REPLICA_STATUS_FAILED
-    return Holdings(points, seqnos, complete)
+            complete &= replica is not None and replica.state.status == cluster_service_pb2.REPLICA_STATUS_FAILED
+    return Holdings(points, seqnos, quiet, complete)
 
 
 def trainer(record: CollectionRecord, held: Holdings, state: ClusterState, failures: int) -> NodeInfo | None:

@@ -70,5 +70,6 @@ def collection_with_progress(record: CollectionRecord, descriptions: Description
         current = replica.state.codebook_version == version
         settled &= replica.settled and current and replica.state.buffered_points == 0
     complete = coverage.shards_answered == coverage.shards_total
-    progress.settled = settled and complete and not training_due(record, progress.points, seqnos)
+    due = training_due(record, progress.points, seqnos, quiet=settled)
+    progress.settled = settled and complete and not due
     return described

@@ -381,5 +381,5 @@ def test_replicas_elsewhere_do_not_count() -> None:
     stale = FakeNode("n2")
     stale.holds(record, 0, 500)
     found = holdings(record, state, {"n2": pb.DescribeResponse(replicas=stale.replicas)})
-    assert found == Holdings({}, 0, False)
+    assert found == Holdings({}, 0, True, False)
     assert trainer(record, found, state, 0) is None

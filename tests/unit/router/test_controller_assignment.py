@@ -115,7 +115,26 @@ def trained(points: int, seqno: int = 0) -> CollectionRecord:
     ],
 )
 def test_when_training_is_due(one: CollectionRecord, points: int, seqnos: int, due: bool) -> None:
-    assert training_due(one, points, seqnos) is due
+    assert training_due(one, points, seqnos, quiet=False) is due
+
+
+@pytest.mark.parametrize(
+    ("nlist", "points", "due"),
+    [
+        (2048, 1_000_000, False),
+        (1024, 1_000_000, True),
+        (1024, 700_000, True),  # 4·√350,000 = 2,366, nearer to 2,048
+        (1024, 200_000, False),
+        (4096, 1_000_000, False),  # too many do no harm
+    ],
+)
+def test_in_a_pause_lists_are_as_many_as_the_points_want(nlist: int, points: int, due: bool) -> None:
+    one = replace(record("a", 2), codebook=CodebookRecord(1, "0" * 16, nlist, 64, 200_000, "n1", points))
+    one = replace(one, dim=128)
+    assert training_due(one, points, points, quiet=True) is due
+    assert not training_due(one, points, points, quiet=False)
+    after = replace(one, codebook=CodebookRecord(2, "0" * 16, 2048, 64, points, "n1", points))
+    assert not training_due(after, points, points, quiet=True)
 
 
 @pytest.mark.parametrize(
