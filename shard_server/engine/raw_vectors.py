@@ -15,6 +15,7 @@ was opened.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -208,8 +209,9 @@ class _OpenFile:
             os.close(self._descriptor)
 
     def expect(self, start: int, size: int) -> None:
-        """These bytes will be read soon."""
-        os.posix_fadvise(self._descriptor, start, size, os.POSIX_FADV_WILLNEED)
+        """These bytes will be read soon. A hint: what takes none reads them all the same."""
+        with contextlib.suppress(OSError):
+            os.posix_fadvise(self._descriptor, start, size, os.POSIX_FADV_WILLNEED)
 
     def read(self, start: int, size: int) -> bytes:
         """Fewer bytes where the file ends. Raises as `files.unreadable` says."""

@@ -44,7 +44,8 @@ and to find each row's list costs as much as all else of a write together. In a 
 SPARE_BYTES_MAX: Final = 1 << 20
 """What a store at rest may hold for nothing; of what its points take, `DEAD_SHARE_MAX` if that is more."""
 TIDY_PAUSE_S: Final = 5.0
-"""Between two tries to tidy the store: a search that began before may keep what is to go."""
+"""Between two tries to tidy the store: a search that began before may keep what is to go. Twice as long after each that fails."""
+TIDY_PAUSE_MAX_S: Final = 300.0
 
 _VERIFY_BYTES_PER_STEP: Final = 64 << 20
 _log = logging.getLogger(__name__)
@@ -87,6 +88,7 @@ class Upkeep:
         self._verifying: Iterator[int] | None = self._verification()
         self._verify_at_s = 0.0
         self._tidy_at_s = 0.0
+        self._tidy_pause_s = TIDY_PAUSE_S
         self._tidied = -1
         """What was sealed when the store was last found tidy."""
 
@@ -175,12 +177,18 @@ class Upkeep:
     def _verify(self, pieces: Iterator[int], now_s: float) -> None:
         """Verifies some more bytes."""
         done = 0
-        for size in pieces:
-            done += size
-            if done >= _VERIFY_BYTES_PER_STEP:
-                break
-        else:
-            self._verifying = None
+        try:
+            for size in pieces:
+                done += size
+                if done >= _VERIFY_BYTES_PER_STEP:
+                    break
+            else:
+                self._verifying = None
+        except Exception:
+            self._verifying = (
+                self._verification()
+            )  # an iterator that has raised would pass for one that came to its end
+            raise
         self._verify_at_s = now_s + done / self._settings.verify_bytes_per_s
 
     def _verification(self) -> Iterator[int]:
@@ -224,12 +232,15 @@ class Upkeep:
         if not log_is_large and not points_are_stale:
             self._tidied = sealed
             return False
-        self._tidy_at_s = now_s + TIDY_PAUSE_S
+        self._tidy_at_s = now_s + self._tidy_pause_s
+        self._tidy_pause_s = min(2 * self._tidy_pause_s, TIDY_PAUSE_MAX_S)  # unless it comes to its end
         if log_is_large:
+            self._require_room(log)
             store.shrink_log()
         if points_are_stale:
             self._require_room(size)
             store.shrink_points()
+        self._tidy_pause_s = TIDY_PAUSE_S
         return store.log_bytes < log or store.points_bytes(points)[1] < stale
 
     # ------------------------------------------------------------------ merging

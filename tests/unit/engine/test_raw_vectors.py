@@ -242,3 +242,14 @@ def test_threads_verify_beside_one_another(tmp_path: Path, attempt: int) -> None
         running = [pool.submit(read, 3 * attempt + number) for number in range(3)] + [pool.submit(scan)]
         assert all(one.result() for one in running)
     assert not vectors.pending
+
+
+def test_a_hint_that_the_system_does_not_take_costs_nothing(written: Written, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: int) -> None:
+        raise OSError(errno.EINVAL, "no such advice here")
+
+    monkeypatch.setattr(os, "posix_fadvise", refused)
+    every = np.arange(written.rows)
+    np.testing.assert_array_equal(
+        written.open()[every[:: 2 * written.block_rows]], written.truth[:: 2 * written.block_rows]
+    )

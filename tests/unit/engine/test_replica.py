@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import numpy as np
 import pytest
 
 from shard_server.engine import index, upkeep
+from shard_server.engine.raw_vectors import RawVectors
 from shard_server.engine.state import ReplicaState
 from shard_server.engine.upkeep import EngineSettings
 from tests.unit.engine.conftest import SMALL, OpenReplica, codebook_for, delete, identity, maintain, settle, upsert
@@ -382,6 +385,51 @@ def test_what_a_reader_still_wants_is_given_back_later(open_replica: OpenReplica
     del reader
     settle(replica, 1e5)
     assert replica._state.store.log_bytes < upkeep.SPARE_BYTES_MAX
+
+
+def test_tidying_wants_room_and_is_tried_less_and_less_often_while_there_is_none(
+    open_replica: OpenReplica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replica = open_replica(dim=1024, settings=EngineSettings(seal_points=100_000))
+    replica.commit([upsert(vectors(1000, 1024))], term=1)
+    replica.seal(1e5)
+    replica.seal(2e5)
+    tried = []
+    with monkeypatch.context() as full:
+        full.setattr("shard_server.engine.disk.free_bytes", lambda _: 0)
+        for now_s in range(1000):
+            try:
+                replica.improve(3e5 + now_s)
+            except OSError as error:
+                tried.append((now_s, error.errno))
+    assert {number for _, number in tried} == {errno.ENOSPC}
+    assert np.diff([at_s for at_s, _ in tried]).tolist() == [5, 10, 20, 40, 80, 160, 300, 300]
+    assert replica._state.store.log_bytes > upkeep.SPARE_BYTES_MAX
+    settle(replica, 4e5)
+    assert replica._state.store.log_bytes < upkeep.SPARE_BYTES_MAX
+
+
+def test_verification_that_a_shortage_ended_begins_again(
+    open_replica: OpenReplica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replica = open_replica()
+    replica.commit([upsert(vectors(200))], term=1)
+    settle(replica)
+    replica.close()
+    again = open_replica()
+    read = RawVectors.verifying
+
+    def short(_: RawVectors) -> Iterator[int]:
+        raise OSError(errno.ENOMEM, "memory is short")
+        yield 0
+
+    monkeypatch.setattr(RawVectors, "verifying", short)
+    for _ in range(3):
+        with pytest.raises(OSError, match="memory is short"):
+            again.improve(0.0)
+    monkeypatch.setattr(RawVectors, "verifying", read)
+    settle(again)
+    assert not any(part.segment.vectors.pending for part in again._state.segments)
 
 
 def test_deletes_alone_are_sealed_too(open_replica: OpenReplica) -> None:

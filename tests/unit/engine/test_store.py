@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -84,3 +85,41 @@ def test_families_move_to_files_together(tmp_path: Path) -> None:
     copy = Store(tmp_path / "files alone", create=False)
     assert (copy.version_of(b"0"), list(copy.tombstones()), copy.applied()) == (7, [(1, 3)], 7)
     copy.close()
+
+
+@pytest.mark.parametrize("moved", [Store.flush, Store.shrink_log], ids=["flush", "shrink_log"])
+def test_what_moves_the_families_to_files_moves_them_together(tmp_path: Path, moved: Callable[[Store], None]) -> None:
+    store = Store(tmp_path / "store", create=True)
+    batch = store.batch()
+    batch.put_tombstones(1, [3])
+    batch.put_applied(7)
+    batch.put_point(b"a", 7, b"")
+    batch.write(sync=True)
+    families = store._log, store._points, store._tombstones, store._meta
+    for family in families:
+        assert family.property_value("rocksdb.num-files-at-level0") == "0"
+    flushed_one_by_one: list[object] = []
+    store._points = _Watched(store._points, flushed_one_by_one)
+    store._tombstones = _Watched(store._tombstones, flushed_one_by_one)
+    moved(store)
+    store._points, store._tombstones = families[1:3]
+    assert not flushed_one_by_one
+    shutil.copytree(tmp_path / "store", tmp_path / "files alone", ignore=shutil.ignore_patterns("*.log", "LOCK"))
+    store.close()
+    copy = Store(tmp_path / "files alone", create=False)
+    assert (copy.version_of(b"a"), list(copy.tombstones()), copy.applied()) == (7, [(1, 3)], 7)
+    copy.close()
+
+
+class _Watched:
+    """A column family that notes who flushes it alone."""
+
+    def __init__(self, family: object, flushed: list[object]) -> None:
+        self._family = family
+        self._flushed = flushed
+
+    def flush(self) -> None:
+        self._flushed.append(self._family)
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._family, name)
