@@ -280,8 +280,8 @@ class ReplicaHost:
                 break
             except Exception as error:
                 failure = as_failure(error)
-                log = _log.exception if failure.reason == "INTERNAL" else _log.error
-                log("%s is out of service: %s", held.name, failure)
+                loud = {"INTERNAL": _log.exception, "CANCELLED": _log.info}  # by its deletion
+                loud.get(failure.reason, _log.error)("%s is out of service: %s", held.name, failure)
                 held.fail(failure)
             if not (isinstance(failure, ResourceExhausted) or failure.retryable):
                 return
