@@ -182,9 +182,12 @@ class Replica:
 
     @property
     def _view(self) -> View:
+        return self._readable_state().view
+
+    def _readable_state(self) -> ReplicaState:
         if not self._readable.is_set():  # nearly always it is: without a lock
             self._readable.wait(_REOPEN_WAIT_S)
-        return self._state.view
+        return self._state
 
     @property
     def applied_seqno(self) -> int:
@@ -252,9 +255,9 @@ class Replica:
 
     def scan(self, after_id: str, limit: int, with_vector: bool) -> tuple[list[StoredPoint], bool]:
         """Returns up to `limit` points whose id is above `after_id`, bytewise; and whether none lies beyond."""
-        view = self._view
+        view, points = self._readable_state().walk(after_id.encode())
         found: list[tuple[bytes, PointRecord]] = []
-        for item in view.points.after(after_id.encode()):
+        for item in points:
             if len(found) == limit:
                 return self._stored(view, found, with_vector), False
             found.append(item)

@@ -11,7 +11,7 @@ a search. Methods take it themselves; a caller takes it to see or do several thi
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -21,7 +21,7 @@ from shard_server.engine import segment
 from shard_server.engine.bitmap import LiveRows
 from shard_server.engine.buffer import Buffer, encoded
 from shard_server.engine.index import Codebook
-from shard_server.engine.store import Batch, Store
+from shard_server.engine.store import Batch, PointRecord, Store
 from shard_server.engine.view import SegmentView, View
 from vectorfleet.errors import Unavailable
 from vectorfleet.internal.v1 import storage_pb2
@@ -101,6 +101,16 @@ class ReplicaState:
             )
         return view
 
+    def walk(self, point_id: bytes) -> tuple[View, Iterator[tuple[bytes, PointRecord]]]:
+        """A view, and its points whose id is above `point_id`, in bytewise order. Raises as `view`.
+
+        Both are of one moment, so that each point has its row: nothing is applied between, and what is applied is published.
+        """
+        with self.lock:
+            if self.view.applied_seqno != self.applied:
+                self.publish()
+            return self.view, self.store.points_after(point_id)
+
     def publish(self) -> None:
         """Makes the present state the view."""
         with self.lock:
@@ -119,17 +129,18 @@ class ReplicaState:
     def apply(self, entries: Sequence[storage_pb2.LogEntry]) -> list[Applied]:
         """Makes logged entries take effect, in order; `publish` makes them seen."""
         with self.lock:
-            batch = self.store.batch()
+            batch, seqno = self.store.batch(), self.applied
             outcomes = []
             for entry in entries:
                 if entry.mutation.WhichOneof("kind") == "upsert":
                     affected = self._upsert(batch, entry)
                 else:
                     affected = self._delete(batch, entry)
-                self.applied = last_seqno(entry)
-                outcomes.append(Applied(self.applied, affected))
-            batch.put_applied(self.applied)
+                seqno = last_seqno(entry)
+                outcomes.append(Applied(seqno, affected))
+            batch.put_applied(seqno)
             batch.write(sync=False)
+            self.applied = seqno
             return outcomes
 
     def encode_buffer(self) -> None:

@@ -66,7 +66,7 @@ class StoreMemory:
 
 
 class PointsSnapshot:
-    """The points as they were at one moment, whatever is written later."""
+    """The points as they were at one moment, whatever is written later. Not to be walked: see `Store.points_after`."""
 
     def __init__(self, snapshot: Any) -> None:
         self._snapshot = snapshot
@@ -85,12 +85,6 @@ class PointsSnapshot:
         """Reads a point's payload; empty where it has none, or does not exist."""
         record = self.get(point_id)
         return b"" if record is None else record.payload
-
-    def after(self, point_id: bytes) -> Iterator[tuple[bytes, PointRecord]]:
-        """Walks the points whose id is above `point_id`, in bytewise order."""
-        for key, value in _walk(self._snapshot, point_id):
-            if key != point_id:
-                yield key, _record(value)
 
 
 class Batch:
@@ -213,6 +207,15 @@ class Store:
         """The points as they are now, for as long as the snapshot is held."""
         return PointsSnapshot(self._points.snapshot())
 
+    def points_after(self, point_id: bytes) -> Iterator[tuple[bytes, PointRecord]]:
+        """Walks the points whose id is above `point_id`, in bytewise order, as they are at the moment of this call.
+
+        An iterator of rocksdict's snapshots shows what was written after the snapshot, too: one moment for a walk and for
+        anything else is to be had only while nobody writes.
+        """
+        items = _walk(self._points, point_id)
+        return ((key, _record(value)) for key, value in items if key != point_id)
+
     def version_of(self, point_id: bytes) -> int:
         """The point's version; 0 where it does not exist."""
         value = _get(self._points, point_id)
@@ -326,8 +329,11 @@ def _get(family: Any, key: bytes) -> bytes | None:
 
 
 def _walk(source: Any, first: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """The items of a column family or a snapshot from a key on."""
-    iterator = source.iter()
+    """The items of a column family from a key on, as they are at the moment of this call."""
+    return _items(source.iter(), first)
+
+
+def _items(iterator: Any, first: bytes) -> Iterator[tuple[bytes, bytes]]:
     iterator.seek(first)
     while iterator.valid():
         yield iterator.key(), iterator.value()

@@ -199,9 +199,9 @@ class Upkeep:
 
     def _verify_points(self) -> Iterator[int]:
         """Reads every point's record. There is one for each live row, or the store has lost some of its tables."""
-        view = self._state.view
+        view, points = self._state.walk(b"")
         count = 0
-        for point_id, record in view.points.after(b""):
+        for point_id, record in points:
             count += 1
             yield len(point_id) + len(record.payload)
         if count != view.live:

@@ -33,7 +33,7 @@ def test_a_walk_that_meets_a_damaged_block_does_not_just_end(tmp_path: Path) -> 
         raw[len(raw) // 3] ^= 0x10
         path.write_bytes(raw)
     store = Store(tmp_path / "store", create=False)
-    for walk in (store.points().after(b""), store.tombstones()):
+    for walk in (store.points_after(b""), store.tombstones()):
         with pytest.raises(DataLoss, match=r"block checksum mismatch.*\.sst"):
             list(walk)
     with pytest.raises(DataLoss, match=r"block checksum mismatch.*\.sst"):
