@@ -42,8 +42,11 @@ _LIST_BYTES: Final = 24
 """A list's distance and number for one query, and their copies."""
 _SPARSE: Final = 8
 """Where fewer than one row in so many may be found, these rows are gathered instead of testing all."""
+EXACT_BYTES: Final = 2 << 20
+"""Raw vectors with codes that are compared one by one all the same: that costs no more than visiting lists, and misses nothing. A
+shard that has shrunk comes to this, which would find less than one that never was large enough to be encoded."""
 FILTERED_EXACT_BYTES: Final = 8 << 20
-"""Raw vectors that a filter may leave for them to be compared one by one: that costs about what visiting the lists would."""
+"""As many under a filter: what passes is spread over more lists."""
 _FILTERED_LISTS: Final = 2
 """Times as many lists are visited under a filter by default: what passes may be far, and is then spread over more of them."""
 _WIDEN: Final = 4
@@ -96,7 +99,7 @@ class _Plan:
         cls, view: View, options: SearchOptions, metric: int, dim: int, check: Callable[[], None], lap: Lap
     ) -> _Plan:
         """Chooses how to search."""
-        every_row = options.exact or _few_pass(view, dim)
+        every_row = options.exact or _few_rows(view, dim)
         ways = ((), view.parts.each) if every_row else (view.encoded, view.bare)
         wanted = options.k + max(_SPARE, options.k // 8)
         asked = int(options.k * (options.oversample or OVERSAMPLE_DEFAULT))
@@ -188,10 +191,9 @@ def _vectors(view: View, rows: NDArray[np.int64], dim: int) -> NDArray[np.float3
     return view.parts.vectors(rows) if len(rows) else np.empty((0, dim), np.float32)
 
 
-def _few_pass(view: View, dim: int) -> bool:
-    if not view.narrowed:
-        return False
-    return sum(part.live.live for part in view.parts.each if part.index is not None) * 4 * dim <= FILTERED_EXACT_BYTES
+def _few_rows(view: View, dim: int) -> bool:
+    bytes_max = FILTERED_EXACT_BYTES if view.narrowed else EXACT_BYTES
+    return view.coded * 4 * dim <= bytes_max
 
 
 def _compare_all(plan: _Plan, part: Part, prepared: NDArray[np.float32]) -> Candidates:

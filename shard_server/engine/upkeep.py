@@ -110,6 +110,8 @@ class Upkeep:
             OSError, VectorfleetError: it failed; nothing has changed, and the next call tries again.
         """
         idle = self._is_idle(now_s)
+        # What is sealed late in a pause would stay by itself beside what was folded without it.
+        folding = idle and self._state.applied == self._state.manifest.sealed_seqno
         if self._verifying is not None and now_s >= self._verify_at_s:
             self._verify(self._verifying, now_s)
             return True
@@ -117,7 +119,7 @@ class Upkeep:
         unlisted = self._listing_due(idle=True) if idle else None
         if unlisted is not None and self._encode_within_memory(unlisted):
             return True
-        chosen = self._merge_due(idle=idle)
+        chosen = self._merge_due(idle=folding)
         if chosen and self._verifying is None and self._merge_within_memory(chosen, idle=idle):
             return True
         stale = self._encode_due(idle=False)
@@ -151,7 +153,8 @@ class Upkeep:
         elif self._buffer_seen_s is None:
             self._buffer_seen_s = now_s
         old = self._buffer_seen_s is not None and now_s - self._buffer_seen_s >= self._settings.seal_age_s
-        return frozen or rows >= self._settings.seal_points or size >= self._settings.seal_bytes or old
+        paused = rows >= ENCODE_ROWS_MIN and self._is_idle(now_s)
+        return frozen or rows >= self._settings.seal_points or size >= self._settings.seal_bytes or old or paused
 
     def _seal(self) -> None:
         resumed = self._state.frozen is not None

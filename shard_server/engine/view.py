@@ -97,6 +97,11 @@ class View:
         return Parts(parts)
 
     @cached_property
+    def coded(self) -> int:
+        """Live points with codes."""
+        return sum(part.live.live for part in self.parts.each if part.index is not None)
+
+    @cached_property
     def encoded(self) -> tuple[Encoded, ...]:
         """Those of `parts` that are searched through their codes, by their codebooks."""
         by_version: dict[int, list[Part]] = {}

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from shard_server.engine import search
 from shard_server.engine.index import Codebook, train_codebook
 from shard_server.engine.replica import Replica
 from shard_server.engine.state import ReplicaIdentity
@@ -61,6 +62,12 @@ def codebook_for(replica: Replica, version: int = 1, nlist: int = 8, m: int = 4)
         sample, kind=replica.identity.kind, metric=replica.identity.metric, nlist=nlist, m=m, seed=1
     )
     return Codebook.load(content, version)
+
+
+@pytest.fixture(autouse=True)
+def through_codes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Searches go through codes, however few the rows are: what few hold is compared one by one outside of tests."""
+    monkeypatch.setattr(search, "EXACT_BYTES", 0)
 
 
 @pytest.fixture

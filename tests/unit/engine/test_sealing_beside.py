@@ -5,14 +5,15 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from shard_server.engine import segment
+from shard_server.engine import segment, upkeep
 from shard_server.engine.store import Store
 from shard_server.engine.upkeep import EngineSettings
-from tests.unit.engine.conftest import OpenReplica, codebook_for, delete, settle, upsert
+from tests.unit.engine.conftest import SMALL, OpenReplica, codebook_for, delete, settle, upsert
 from tests.unit.engine.test_replica import vectors
 from vectorfleet.errors import ResourceExhausted
 from vectorfleet.v1 import types_pb2
@@ -127,3 +128,25 @@ def test_the_store_is_not_opened_again_beneath_a_merge(
     assert replica.seal(0.0)
     assert not replica.trouble
     assert replica.stats().points == 256
+
+
+def test_what_is_sealed_late_in_a_pause_is_folded_with_the_rest(open_replica: OpenReplica) -> None:
+    replica = open_replica()
+    items = list(vectors(6_635).items())
+    for first, last in ((0, 6_400), (6_400, 6_469), (6_469, 6_537), (6_537, 6_605)):
+        replica.commit([upsert(dict(items[first:last]))], term=1)
+        assert replica.seal(0.0)
+    while replica.improve(0.0):
+        pass
+    replica.commit([upsert(dict(items[6_605:]))], term=1)  # too few to be sealed at once: they wait for their age
+    settle(replica)
+    # Folded without these thirty, the rest would be too large to be written again for their sake.
+    assert replica.stats().segments == 1
+
+
+def test_a_pause_seals_what_is_worth_a_segment_with_codes(open_replica: OpenReplica) -> None:
+    replica = open_replica(settings=replace(SMALL, seal_points=4_096))
+    replica.commit([upsert(vectors(upkeep.ENCODE_ROWS_MIN))], term=1)
+    assert not replica.seal(0.0)
+    assert not replica.seal(0.9 * SMALL.idle_s)
+    assert replica.seal(SMALL.idle_s)

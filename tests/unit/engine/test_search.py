@@ -7,7 +7,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from shard_server.engine import comparing, index
+from shard_server.engine import comparing, index, search
 from shard_server.engine.upkeep import EngineSettings
 from tests import oracle
 from tests.unit.engine.conftest import OpenReplica, codebook_for, maintain, settle, upsert
@@ -152,3 +152,19 @@ def test_under_dot_as_many_rows_are_visited_however_small_the_lists_of_long_vect
     assert sum(map(len, hits)) / 500 > 0.5, (
         "a tenth of the lists, and so a tenth of the rows, on data without structure"
     )
+
+
+def test_what_few_rows_hold_is_compared_whole(open_replica: OpenReplica, monkeypatch: pytest.MonkeyPatch) -> None:
+    # As many as a collection that was large comes down to: its codebook stays.
+    replica = open_replica(settings=EngineSettings(seal_points=2_048), dim=16)
+    rng = np.random.default_rng(8)
+    replica.commit([upsert({str(n): rng.standard_normal(16).astype(np.float32) for n in range(2_048)})], term=1)
+    replica.use_codebook(codebook_for(replica, nlist=32, m=4))
+    settle(replica)
+    queries = rng.standard_normal((20, 16)).astype(np.float32)
+    exact = replica.search(queries, 10, exact=True).ids
+    assert replica.search(queries, 10, nprobe=1).ids != exact
+    monkeypatch.setattr(search, "EXACT_BYTES", 2_048 * 16 * 4)
+    assert replica.search(queries, 10, nprobe=1).ids == exact
+    monkeypatch.setattr(search, "EXACT_BYTES", 2_048 * 16 * 4 - 1)
+    assert replica.search(queries, 10, nprobe=1).ids != exact
