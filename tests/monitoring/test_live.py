@@ -34,7 +34,8 @@ HURT_FIRST = {
     "VectorfleetProcessDown", "VectorfleetNodeAway", "VectorfleetReplicaTroubled", "VectorfleetDiskFull",
 }  # fmt: skip
 HURT_LAST = {"VectorfleetNodeSilent", "VectorfleetEtcdAway", "VectorfleetNoController"}
-DIM = 16
+DIM = 384
+"""Of so many a shard has codes of more than is compared whole: its recall can suffer."""
 POINTS = 3_000
 CALLERS = 12
 LISTS = 64
