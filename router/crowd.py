@@ -2,8 +2,8 @@
 
 One connection alone may ask too seldom to be judged, and many of them are a flood all the same. So whoever was refused within
 `MEMBER_S` belongs to a *crowd*, one for each method, and of all that a crowd asks a little more is let in than is taken
-(`vectorfleet.throttle`). Who is not refused within belongs to none and never suffers, whatever others do: such as one
-who asks another collection, or has time to wait.
+(`vectorfleet.throttle`). A connection of which nothing is refused within belongs to none and never suffers, whatever
+others do. Callers who share a connection share its lot: one of them who has time to wait is turned away with the others.
 
 Time and chance are arguments.
 """

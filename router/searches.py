@@ -144,7 +144,7 @@ class Searches:
         if self._queued + queries > QUEUED_QUERIES_MAX:
             raise errors.ResourceExhausted(f"{self._queued} queries wait already")
         key = _lane(record, options, min_seqno)
-        punctuality = self._admitted(key, queries, deadline)
+        punctuality = self._admitted(key, queries, deadline, entering=True)
         if punctuality is None:
             punctuality = self._punctuality[key] = Punctuality(SHARE_MAX)
         share: asyncio.Future[Share] = asyncio.get_running_loop().create_future()
@@ -173,15 +173,15 @@ class Searches:
         deadline: Deadline,
     ) -> None:
         """Refuses, before any work is done for it, a search that `search` would refuse as too late."""
-        self._admitted(_lane(record, options, min_seqno), queries, deadline)
+        self._admitted(_lane(record, options, min_seqno), queries, deadline, entering=False)
 
-    def _admitted(self, key: LaneKey, queries: int, deadline: Deadline) -> Punctuality | None:
+    def _admitted(self, key: LaneKey, queries: int, deadline: Deadline, *, entering: bool) -> Punctuality | None:
         """What is ahead of a search; None: nothing is, nor was lately, so that it cannot be late."""
         punctuality = self._punctuality.get(key)
         if punctuality is None:
             return None
         left_s = deadline.remaining_s()
-        if not punctuality.admits(queries, left_s, time.monotonic()):
+        if not punctuality.admits(queries, left_s, time.monotonic(), entering=entering):
             raise errors.ResourceExhausted(
                 f"{punctuality.ahead} queries are ahead, and {queries} more would come back in about "
                 f"{punctuality.expected_s(queries):.2g} s; the call has {left_s:.2g} s left"

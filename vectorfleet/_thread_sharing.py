@@ -76,7 +76,7 @@ class ThreadSharing:
         with self._lock:
             lane = self._lanes.get(key)
             if lane is None:
-                lane = self._lanes[key] = Lane(shared_call.CALLS_IN_FLIGHT, limits.QUERIES_MAX)
+                lane = self._lanes[key] = Lane(shared_call.CALLS_IN_FLIGHT, limits.QUERIES_MAX, limits.QUERIES_MAX)
                 number, mine = lane.leave(time.monotonic()), None
             else:
                 mine = _Waiting(plan, time.monotonic() + timeout_s, span)

@@ -34,6 +34,8 @@ class Lane(Generic[T]):
     in_flight_max: int
     """Batches under way before searches begin to queue, 1 or more."""
     weight_max: int
+    split_min: int = SPLIT_MIN
+    """A batch of so many may leave, however few its share would be."""
     queue: deque[tuple[T, int]] = field(default_factory=deque)
     under_way: dict[int, tuple[float, int]] = field(default_factory=dict)
     """Batch number → when it left and its weight, in the order in which they left."""
@@ -57,7 +59,7 @@ class Lane(Generic[T]):
         if not self.queue or len(holding) >= self.in_flight_max:
             return None
         in_hand = self.queued + sum([weight for _, weight in holding])
-        share = min(self.weight_max, max(SPLIT_MIN, -(-in_hand // self.in_flight_max)))
+        share = min(self.weight_max, max(self.split_min, -(-in_hand // self.in_flight_max)))
         batch: list[T] = []
         weight = 0
         while self.queue and (not batch or weight + self.queue[0][1] <= share):

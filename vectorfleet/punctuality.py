@@ -52,8 +52,11 @@ class Punctuality:
         """Whether it has to be remembered, though nothing be ahead: newcomers would have been late a moment ago."""
         return now_s - self._late_s < CALM_S
 
-    def admits(self, weight: int, left_s: float, now_s: float) -> bool:
-        """Whether work of this weight, whose caller waits `left_s` more seconds, will be in time. The answer is not counted."""
+    def admits(self, weight: int, left_s: float, now_s: float, *, entering: bool = True) -> bool:
+        """Whether work of this weight, whose caller waits `left_s` more seconds, will be in time. The answer is not counted.
+
+        `entering`: False where it is only asked beforehand, which must not use up the one that is let in to try.
+        """
         if self.expected_s(weight) <= (self.share_max if self.ahead else ALONE_SHARE_MAX) * left_s:
             return True
         if not self.strained(now_s):
@@ -63,7 +66,8 @@ class Punctuality:
             return True
         if self.ahead or now_s - self._tried_s < BURST_S:
             return False
-        self._tried_s = now_s
+        if entering:
+            self._tried_s = now_s
         return True
 
     def enter(self, weight: int) -> None:

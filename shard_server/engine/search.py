@@ -42,11 +42,11 @@ _LIST_BYTES: Final = 24
 """A list's distance and number for one query, and their copies."""
 _SPARSE: Final = 8
 """Where fewer than one row in so many may be found, these rows are gathered instead of testing all."""
-EXACT_BYTES: Final = 2 << 20
-"""Raw vectors with codes that are compared one by one all the same: that costs no more than visiting lists, and misses nothing. A
+EXACT_ROWS: Final = 2_048
+"""So few rows with codes are compared one by one all the same: that costs about what visiting lists does, and misses nothing. A
 shard that has shrunk comes to this, which would find less than one that never was large enough to be encoded."""
-FILTERED_EXACT_BYTES: Final = 8 << 20
-"""As many under a filter: what passes is spread over more lists."""
+EXACT_BYTES: Final = 8 << 20
+"""Raw vectors that are compared at most where rows are few, or few pass a filter: what passes is spread over more lists."""
 _FILTERED_LISTS: Final = 2
 """Times as many lists are visited under a filter by default: what passes may be far, and is then spread over more of them."""
 _WIDEN: Final = 4
@@ -192,8 +192,7 @@ def _vectors(view: View, rows: NDArray[np.int64], dim: int) -> NDArray[np.float3
 
 
 def _few_rows(view: View, dim: int) -> bool:
-    bytes_max = FILTERED_EXACT_BYTES if view.narrowed else EXACT_BYTES
-    return view.coded * 4 * dim <= bytes_max
+    return (view.narrowed or view.coded <= EXACT_ROWS) and view.coded * 4 * dim <= EXACT_BYTES
 
 
 def _compare_all(plan: _Plan, part: Part, prepared: NDArray[np.float32]) -> Candidates:

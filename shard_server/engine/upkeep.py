@@ -228,17 +228,15 @@ class Upkeep:
         store, points = self._state.store, self._state.view.live
         size, stale = store.points_bytes(points)
         log = store.log_bytes
-        log_is_large, points_are_stale = (
-            log > SPARE_BYTES_MAX,
-            stale > max(SPARE_BYTES_MAX, compaction.DEAD_SHARE_MAX * size),
-        )
+        log_is_large = log > SPARE_BYTES_MAX
+        points_are_stale = stale > max(SPARE_BYTES_MAX, compaction.DEAD_SHARE_MAX * size)
         if not log_is_large and not points_are_stale:
             self._tidied = sealed
             return False
         self._tidy_at_s = now_s + self._tidy_pause_s
         self._tidy_pause_s = min(2 * self._tidy_pause_s, TIDY_PAUSE_MAX_S)  # unless it comes to its end
         if log_is_large:
-            self._require_room(log)
+            self._require_room(0)  # what is sealed goes as a whole: hardly anything is written again
             store.shrink_log()
         if points_are_stale:
             self._require_room(size)

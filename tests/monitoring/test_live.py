@@ -34,8 +34,7 @@ HURT_FIRST = {
     "VectorfleetProcessDown", "VectorfleetNodeAway", "VectorfleetReplicaTroubled", "VectorfleetDiskFull",
 }  # fmt: skip
 HURT_LAST = {"VectorfleetNodeSilent", "VectorfleetEtcdAway", "VectorfleetNoController"}
-DIM = 384
-"""Of so many a shard has codes of more than is compared whole: its recall can suffer."""
+DIM = 16
 POINTS = 3_000
 CALLERS = 12
 LISTS = 64

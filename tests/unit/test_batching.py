@@ -100,3 +100,12 @@ def test_everything_leaves_once_in_order_within_bounds(events: list[tuple[str, i
             assert now_s < wake_s <= now_s + PATIENCE_S + 1e-9
     assert left == list(range(put))
     assert lane.idle
+
+
+def test_who_carries_for_all_is_among_them() -> None:
+    lane: Lane[int] = Lane(2, 100, 100)
+    lane.put(0, 1)
+    assert taken(lane, 0.0) == [[0]]
+    for item in range(1, 41):
+        lane.put(item, 1)
+    assert taken(lane, 0.0) == [list(range(1, 41))], "a thread that asks for others would not come back for itself"

@@ -148,3 +148,15 @@ def test_an_overload_of_batches_keeps_the_server_busy_with_work_that_is_in_time(
         leave()
     assert in_time >= 0.75 * seconds * capacity / slowdown
     assert late <= 0.05 * in_time + 0.5 * capacity, "those of the first burst may be"
+
+
+def test_to_ask_beforehand_does_not_use_up_the_trial() -> None:
+    queue = Punctuality(1 / 3)
+    queue.came_back(0.0, 1, 5.0)  # five seconds each
+    now_s = 10.0
+    while queue.admits(1, 1.0, now_s):  # the burst
+        now_s += 0.05
+    now_s += BURST_S
+    assert queue.admits(1, 1.0, now_s, entering=False)
+    assert queue.admits(1, 1.0, now_s + 0.01)
+    assert not queue.admits(1, 1.0, now_s + 0.02, entering=False)

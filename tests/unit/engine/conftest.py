@@ -67,7 +67,7 @@ def codebook_for(replica: Replica, version: int = 1, nlist: int = 8, m: int = 4)
 @pytest.fixture(autouse=True)
 def through_codes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Searches go through codes, however few the rows are: what few hold is compared one by one outside of tests."""
-    monkeypatch.setattr(search, "EXACT_BYTES", 0)
+    monkeypatch.setattr(search, "EXACT_ROWS", 0)
 
 
 @pytest.fixture

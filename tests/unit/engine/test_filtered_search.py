@@ -57,7 +57,7 @@ def nearest(query: NDArray[np.float32], rows: NDArray[np.int64]) -> list[str]:
 @pytest.fixture(params=["through the lists", "one by one"])
 def _way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.param == "through the lists":
-        monkeypatch.setattr(search, "FILTERED_EXACT_BYTES", 0)
+        monkeypatch.setattr(search, "EXACT_BYTES", 0)
 
 
 @pytest.mark.usefixtures("_way")

@@ -199,7 +199,7 @@ def test_a_filter_is_kept_by_the_codes_of_a_buffer(
         replica.commit([upsert(some, payloads)], term=1)
     replica.commit([delete(*list(points)[::7])], term=1)
     if way == "through codes":
-        monkeypatch.setattr(search, "FILTERED_EXACT_BYTES", 780 * 8 * 4 // 2)
+        monkeypatch.setattr(search, "EXACT_BYTES", 780 * 8 * 4 // 2)
     wanted = types_pb2.Filter(field={"path": "part", "equals": {"values": [{"int_value": 3}]}})
     left = [name for name in list(points)[3::5] if int(name) % 7]
     queries = np.stack([points[name] for name in list(points)[::50]])

@@ -148,7 +148,7 @@ class Model(RuleBasedStateMachine):
         ]
         assert exact.matching == len(passing)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(search, "FILTERED_EXACT_BYTES", 0)  # through the lists, however few pass
+            patch.setattr(search, "EXACT_BYTES", 0)  # through the lists, however few pass
             approximate = self.replica.search(query, 4, nprobe=1, wanted=wanted)
         assert len(approximate.ids) == len(set(approximate.ids)) == min(4, len(passing))
         assert set(approximate.ids) <= passing

@@ -164,7 +164,7 @@ def test_what_few_rows_hold_is_compared_whole(open_replica: OpenReplica, monkeyp
     queries = rng.standard_normal((20, 16)).astype(np.float32)
     exact = replica.search(queries, 10, exact=True).ids
     assert replica.search(queries, 10, nprobe=1).ids != exact
-    monkeypatch.setattr(search, "EXACT_BYTES", 2_048 * 16 * 4)
+    monkeypatch.setattr(search, "EXACT_ROWS", 2_048)
     assert replica.search(queries, 10, nprobe=1).ids == exact
-    monkeypatch.setattr(search, "EXACT_BYTES", 2_048 * 16 * 4 - 1)
+    monkeypatch.setattr(search, "EXACT_ROWS", 2_047)
     assert replica.search(queries, 10, nprobe=1).ids != exact
