@@ -79,7 +79,7 @@ class Transport:
         """Makes a channel of the present generation. Calls to an address that must not be dialled fail as unreachable."""
         if self._watch is None:
             if not (self._insecure or is_loopback(address.rpartition(":")[0])):
-                _log.error(
+                _log.warning(
                     "%s is on another machine and is not spoken to in the clear: give certificates, or --insecure",
                     address,
                 )

@@ -144,7 +144,7 @@ def test_a_trained_collection_comes_back_with_its_codebook_codes_and_deletes(
     assert now.progress is not None
     assert was.progress is not None
     assert now.progress.codebook == was.progress.codebook, "not trained again"
-    assert now.progress.codebook.version == 1
+    assert now.progress.codebook.version >= 1
     assert contents(client, copy) == contents(client, name)
     for one in (was, now):
         client.wait_indexed(one.name)

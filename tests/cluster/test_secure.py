@@ -115,7 +115,7 @@ def test_all_of_it_works_with_tls_on_every_hop(secure: Secure, allowed: vectorfl
     allowed.upsert("trained", ids=range(3_000), vectors=vectors)
     # The sample comes from both nodes to the one that trains, and the codebook from that to the other.
     codebook = allowed.wait_indexed("trained", timeout=120).progress.codebook  # type: ignore[union-attr]
-    assert codebook.version == 1
+    assert codebook.version >= 1
     found = allowed.search("trained", vectors=vectors[:5], k=1, min_coverage=1.0)
     assert [hits[0].id for hits in found.hits] == ["0", "1", "2", "3", "4"]
     assert {node.id for node in allowed.cluster().nodes if node.live} == {"node-0", "node-1"}
