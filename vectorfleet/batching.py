@@ -6,7 +6,7 @@ one makes few large calls, which cost far less than many small ones. Routers bat
 they ask of routers.
 
 Batches share what is in hand evenly, unless it is little. Else whoever comes back first finds nobody else waiting and goes on
-alone: of 64 callers 63 came to ask together, and one by itself again and again, at a tenth of the price of all others.
+alone: of 64 callers 63 came to ask together, and one by itself again and again, and a call costs as much as several queries.
 
 A batch that takes long holds its place for `PATIENCE_S` only: behind a node that hangs, others must not wait.
 
