@@ -362,6 +362,7 @@ def test_a_restore_that_is_given_up_leaves_nothing_and_one_whose_router_dies_is_
     finally:
         cluster.signal(victim, signal.SIGCONT)
     cluster.restart("router-0")
+    until(seen, what="the router is reached again")  # gRPC waits before it connects anew
     assert seen() == visible
     client.restore_backup(str(place), collections=names)
     assert node_of(client, "copy") == victim

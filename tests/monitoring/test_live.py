@@ -67,7 +67,8 @@ class Traffic:
 
     async def _run(self) -> None:
         async with vectorfleet.AsyncClient(self._address, timeout=5.0) as client:
-            await asyncio.gather(self._write(client), *(self._search(client, turn) for turn in range(CALLERS)))
+            searches = [self._search(client, turn) for turn in range(CALLERS)]
+            await asyncio.gather(self._write(client), self._search_much(client), *searches)
 
     async def _search(self, client: vectorfleet.AsyncClient, turn: int) -> None:
         while not self._stopping:
@@ -79,6 +80,14 @@ class Traffic:
                     patience_s = 5.0 if turn % 4 else self.patience_s
                     await client.search(self._name, vectors=vector, with_payload=True, timeout=patience_s)
             await asyncio.sleep(0.02)
+
+    async def _search_much(self, client: vectorfleet.AsyncClient) -> None:
+        """Asks for so much that a node has not done it when the patience is over."""
+        while not self._stopping:
+            vectors = self._rng.standard_normal((500, DIM))
+            with contextlib.suppress(vectorfleet.VectorfleetError):
+                await client.search(self._name, vectors=vectors, k=500, exact=True, timeout=self.patience_s)
+            await asyncio.sleep(1.0)
 
     async def _write(self, client: vectorfleet.AsyncClient) -> None:
         while not self._stopping:
